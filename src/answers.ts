@@ -1,0 +1,96 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { type ErrorCode, ProxyError } from "./core/errors.ts";
+import type { Exchange } from "./core/exchange.ts";
+import type { Peer } from "./core/peer.ts";
+import type { Observer } from "./observe/observer.ts";
+
+/** What Coatcheck says itself, without the application. Never an address of the inside, never a stack trace. */
+
+/** A request and its response, from one connection. */
+export interface Conversation {
+  readonly req: IncomingMessage;
+  readonly res: ServerResponse;
+  readonly peer: Peer;
+  readonly exchange: Exchange;
+  /** The client waits for 100 (Continue) before it sends the content. */
+  readonly expectsContinue: boolean;
+}
+
+export interface Answer {
+  readonly status: number;
+  /** With an error, `Proxy-Status` tells its RFC 9209 type. */
+  readonly error?: ErrorCode;
+  /** Further fields, names and values in turn. */
+  readonly fields?: readonly string[];
+}
+
+/** Seconds after which a client may try again when the store or the application is away. */
+const RETRY_AFTER_SECONDS = 5;
+
+const TITLES: Readonly<Record<number, string>> = {
+  302: "Sign in first",
+  400: "The request cannot be understood",
+  401: "Sign in first",
+  403: "Not allowed",
+  404: "Nothing is configured for this address",
+  405: "Method not allowed",
+  408: "The request took too long",
+  409: "Somebody else changed the same thing at the same moment",
+  413: "The request is too large",
+  414: "The address is too long",
+  431: "The request header section is too large",
+  500: "Something went wrong here",
+  501: "Not implemented",
+  502: "The application gave no valid answer",
+  503: "Temporarily unavailable",
+  504: "The application took too long",
+};
+
+/** Problem details for the client (RFC 9457), with the trace id that the log and the recorder have. */
+export function problemBody(status: number, error: ErrorCode | undefined, traceId: string): string {
+  const problem = { type: "about:blank", title: TITLES[status] ?? "Error", status, ...(error && { error }), traceId };
+  return `${JSON.stringify(problem)}\n`;
+}
+
+/** Sends an answer of our own. A request whose content was not read closes the connection: the rest is no request. */
+export function answer(
+  req: IncomingMessage,
+  res: ServerResponse,
+  exchange: Exchange,
+  { status, error, fields = [] }: Answer,
+): void {
+  exchange.status = status;
+  exchange.source = "proxy";
+  const head = ["cache-control", "no-store", ...fields];
+  const body = status === 204 ? "" : problemBody(status, error, exchange.traceId);
+  if (status !== 204) head.push("content-type", "application/problem+json", "content-length", String(body.length));
+  if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
+  if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
+  if (exchange.requestHasContent && !req.complete) head.push("connection", "close");
+  res.writeHead(status, head);
+  if (exchange.method !== "HEAD") exchange.responseBytes = body.length;
+  res.end(body);
+}
+
+/**
+ * Ends a conversation that failed: with an answer where the head is not out yet, and otherwise by cutting the
+ * connection, so that a response cut short is seen as cut short.
+ */
+export function fail({ req, res, exchange }: Conversation, error: unknown, observer: Observer): void {
+  if (res.destroyed || req.errored) {
+    // The client went away; what broke after that broke because of it.
+    res.destroy();
+    return;
+  }
+  let failure: ProxyError;
+  if (error instanceof ProxyError) failure = error;
+  else {
+    observer.log.unexpected(error, exchange);
+    failure = new ProxyError("proxy_internal_error", "see the line error.unexpected of this trace", { cause: error });
+  }
+  exchange.fail(failure.code, failure.message);
+  if (res.headersSent) {
+    exchange.status ||= failure.status;
+    res.destroy();
+  } else answer(req, res, exchange, { status: failure.status, error: failure.code });
+}

@@ -1,0 +1,121 @@
+import { randomBytes } from "node:crypto";
+import type { Route } from "../core/routes.ts";
+import type { Environment } from "./load.ts";
+import type { Settings } from "./schema.ts";
+import { parseDuration } from "./units.ts";
+
+/** One upstream; `index` of its route finds it. Times are milliseconds. */
+export interface UpstreamConfig {
+  readonly target: string;
+  readonly connectTimeoutMs: number;
+  readonly firstByteTimeoutMs: number;
+  readonly idleTimeoutMs: number;
+}
+
+/** What the code works with: made once, frozen, times in milliseconds. */
+export interface Config {
+  readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
+  readonly admin: { readonly host: string; readonly port: number; readonly token: string | undefined };
+  readonly store: string;
+  readonly session: {
+    readonly idleTimeoutMs: number;
+    readonly absoluteTimeoutMs: number;
+    readonly cookie: {
+      readonly name: string;
+      readonly secrets: readonly string[];
+      readonly sameSite: "Strict" | "Lax" | "None";
+      readonly secure: boolean;
+      readonly path: string;
+      readonly domain: string | undefined;
+    };
+    /** No secret was configured, so that the one above ends with this process. */
+    readonly ephemeralSecret: boolean;
+  };
+  readonly identityHeaders: Readonly<Record<string, string>>;
+  readonly routes: readonly Route[];
+  readonly upstreams: readonly UpstreamConfig[];
+  readonly observe: {
+    readonly log: { readonly level: string; readonly access: "all" | "errors" | "none" };
+    readonly traces: {
+      readonly ratio: number;
+      readonly slowerThanMs: number;
+      readonly errors: boolean;
+      readonly exported: boolean;
+    };
+    readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
+  };
+  readonly shutdown: { readonly delayMs: number; readonly timeoutMs: number };
+}
+
+/** Turns checked settings into what the code works with. */
+export function compile(settings: Settings, environment: Environment): Config {
+  const { listen, admin, session, observe } = settings;
+  const { cookie } = session;
+  const ephemeralSecret = cookie.secrets.length === 0;
+  return deepFreeze({
+    listen,
+    admin: { host: admin.host, port: admin.port, token: admin.token },
+    store: settings.store,
+    session: {
+      idleTimeoutMs: ms(session.idleTimeout),
+      absoluteTimeoutMs: ms(session.absoluteTimeout),
+      cookie: {
+        ...cookie,
+        domain: cookie.domain,
+        secrets: ephemeralSecret ? [randomBytes(32).toString("base64url")] : cookie.secrets,
+      },
+      ephemeralSecret,
+    },
+    identityHeaders: settings.identity.headers,
+    routes: settings.routes.map(compileRoute),
+    upstreams: settings.routes.map(({ upstream }) => ({
+      target: new URL(upstream.targets[0] as string).origin,
+      connectTimeoutMs: ms(upstream.timeouts.connect),
+      firstByteTimeoutMs: ms(upstream.timeouts.firstByte),
+      idleTimeoutMs: ms(upstream.timeouts.idle),
+    })),
+    observe: {
+      log: observe.log,
+      traces: {
+        ratio: observe.traces.ratio,
+        slowerThanMs: ms(observe.traces.slowerThan),
+        errors: observe.traces.errors,
+        exported: isTraceExportOn(environment),
+      },
+      recorder: observe.recorder,
+    },
+    shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
+  });
+}
+
+function compileRoute(route: Settings["routes"][number], index: number): Route {
+  const prefix = route.match.path.replace(/\/$/, "");
+  return {
+    id: `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`,
+    host: route.match.host,
+    prefix,
+    session: route.session,
+    loginRedirect: route.onMissing === 401 ? undefined : route.onMissing.redirect,
+    write: route.write === undefined ? undefined : new Set(route.write),
+    index,
+  };
+}
+
+/** The standard variables decide, so that nothing is sent anywhere that nobody named. */
+function isTraceExportOn(environment: Environment): boolean {
+  if (environment.OTEL_SDK_DISABLED?.toLowerCase() === "true") return false;
+  if (environment.OTEL_TRACES_EXPORTER === "none") return false;
+  return Boolean(environment.OTEL_EXPORTER_OTLP_ENDPOINT || environment.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT);
+}
+
+function ms(duration: string): number {
+  return parseDuration(duration) as number;
+}
+
+function deepFreeze<T>(value: T): T {
+  if (typeof value === "object" && value !== null && !(value instanceof Set)) {
+    for (const item of Object.values(value)) deepFreeze(item);
+    Object.freeze(value);
+  }
+  return value;
+}

@@ -1,0 +1,83 @@
+import { readFileSync } from "node:fs";
+import { parseDocument } from "yaml";
+import { type Config, compile } from "./compile.ts";
+import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
+import { maskUrl, type Settings, settingsSchema } from "./schema.ts";
+
+/** A configuration file is read up to this size. */
+const MAX_FILE_BYTES = 1024 * 1024;
+
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * Reads a configuration file.
+ * @throws ConfigError with every problem: YAML, environment variables and schema alike.
+ */
+export function loadConfigFile(file: string, environment: Environment): { settings: Settings; config: Config } {
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (error) {
+    throw new ConfigError(file, [`cannot be read: ${error instanceof Error ? error.message : String(error)}`]);
+  }
+  if (Buffer.byteLength(text) > MAX_FILE_BYTES) throw new ConfigError(file, [`is larger than ${MAX_FILE_BYTES} bytes`]);
+  return loadConfigText(text, environment, file);
+}
+
+export function loadConfigText(text: string, environment: Environment, source = "configuration") {
+  const document = parseDocument(text);
+  if (document.errors.length > 0) {
+    throw new ConfigError(
+      source,
+      document.errors.map((error) => error.message.split("\n")[0] ?? "not YAML"),
+    );
+  }
+  return loadConfig(document.toJS({ maxAliasCount: 100 }) ?? {}, environment, source);
+}
+
+/** Checks a configuration given as a value, fills in `${NAME}` and the defaults, and compiles it. */
+export function loadConfig(
+  raw: unknown,
+  environment: Environment,
+  source = "configuration",
+): { settings: Settings; config: Config } {
+  const problems: string[] = [];
+  const value = interpolate(raw, [], environment, problems);
+  const parsed = settingsSchema.safeParse(value);
+  // A value with an unset variable is reported once, as that.
+  const unset = new Set(problems.map((problem) => problem.split(": ")[0]));
+  if (!parsed.success)
+    problems.push(...describeIssues(parsed.error.issues).filter((line) => !unset.has(line.split(": ")[0])));
+  if (!parsed.success || problems.length > 0) throw new ConfigError(source, problems);
+  return { settings: parsed.data, config: compile(parsed.data, environment) };
+}
+
+/** Puts environment variables in place of `${NAME}`; an unset one is a problem. */
+function interpolate(value: unknown, path: Path, environment: Environment, problems: string[]): unknown {
+  if (typeof value === "string") {
+    return value.replace(/\$\{([A-Za-z_][A-Za-z0-9_]*)\}/g, (_, name: string) => {
+      const found = environment[name];
+      if (found === undefined || found === "")
+        problems.push(`${formatPath(path)}: the environment variable ${name} is not set`);
+      return found ?? "";
+    });
+  }
+  if (Array.isArray(value))
+    return value.map((item, index) => interpolate(item, [...path, index], environment, problems));
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([name, item]) => [name, interpolate(item, [...path, name], environment, problems)]),
+  );
+}
+
+/** The effective configuration as it can be shown: no secret, no token, no password. */
+export function maskSettings(settings: Settings): Settings {
+  const mask = (secret: string) => `*** (${secret.length} characters)`;
+  const { admin, session } = settings;
+  return {
+    ...settings,
+    admin: { ...admin, ...(admin.token !== undefined && { token: mask(admin.token) }) },
+    store: maskUrl(settings.store),
+    session: { ...session, cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) } },
+  };
+}

@@ -1,0 +1,394 @@
+import { isIP } from "node:net";
+import { z } from "zod";
+import {
+  foldName,
+  HOP_BY_HOP,
+  INTERNAL_PREFIX,
+  isForwardedFamily,
+  isToken,
+  WRITE_BACK_HEADERS,
+} from "../core/header-names.ts";
+import { parsePointer } from "../core/json.ts";
+import { STORE_SCHEMES } from "../core/store.ts";
+import { parseDuration } from "./units.ts";
+
+/**
+ * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
+ * `compile.ts` turns it into what the code works with.
+ */
+
+const LOOPBACK = new Set(["127.0.0.1", "::1", "localhost"]);
+export const MIN_SECRET_LENGTH = 32;
+
+function duration(bounds: { min: string; max: string }) {
+  const minMs = parseDuration(bounds.min) as number;
+  const maxMs = parseDuration(bounds.max) as number;
+  return z.string({ error: 'a duration such as "30s", "15m" or "12h" is expected' }).superRefine((text, context) => {
+    const ms = parseDuration(text);
+    if (ms === undefined) {
+      context.addIssue({
+        code: "custom",
+        message: `"${text}" is not a duration; write for example "500ms", "30s", "15m", "12h" or "7d"`,
+      });
+    } else if (ms < minMs || ms > maxMs) {
+      context.addIssue({ code: "custom", message: `must be between ${bounds.min} and ${bounds.max}` });
+    }
+  });
+}
+
+/** A whole number; digits in a text too, because `${PORT}` gives a text. */
+function whole(min: number, max: number) {
+  const fromText = (value: unknown) => (typeof value === "string" && /^\d{1,15}$/.test(value) ? Number(value) : value);
+  return z.preprocess(fromText, z.int({ error: "a whole number is expected" }).min(min).max(max));
+}
+
+function url(schemes: readonly string[], example: string) {
+  const isUrl = (text: string) => schemes.some((scheme) => text.startsWith(scheme)) && URL.canParse(text);
+  return z
+    .string()
+    .refine(isUrl, { error: (issue) => `"${maskUrl(String(issue.input))}" is not a URL such as ${example}` });
+}
+
+/** A URL that can be shown: its password is not. */
+export function maskUrl(text: string): string {
+  return text.replace(/\/\/([^@/]*)@/, (_, userinfo: string) => `//${userinfo.split(":")[0]}:***@`);
+}
+
+const secret = z.string().min(MIN_SECRET_LENGTH, {
+  error: `must have at least ${MIN_SECRET_LENGTH} characters; make one with: openssl rand -base64 32`,
+});
+
+const hostname = z.string().regex(/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$|^\[[0-9a-f:.]+\]$/, {
+  error: "must be a host name in lower case, without scheme or port",
+});
+
+function isCidr(text: string): boolean {
+  const [address = "", bits, rest] = text.split("/");
+  const family = isIP(address);
+  if (family === 0 || rest !== undefined) return false;
+  return bits === undefined || (/^\d{1,3}$/.test(bits) && Number(bits) <= (family === 4 ? 32 : 128));
+}
+
+const listen = z
+  .strictObject({
+    host: z.string().min(1).default("0.0.0.0").describe("Address to listen on."),
+    port: whole(0, 65535).default(8080).describe("Port to listen on; 0 takes any free one."),
+    trustedProxies: z
+      .array(z.string().refine(isCidr, { error: 'must be an address or a CIDR block such as "10.0.0.0/8"' }))
+      .default([])
+      .describe("CIDR blocks whose `X-Forwarded-*`, `traceparent` and `baggage` are believed. Nobody by default."),
+  })
+  .prefault({})
+  .describe("The listener that browsers reach.");
+
+const admin = z
+  .strictObject({
+    host: z.string().min(1).default("127.0.0.1").describe("Address of the admin listener."),
+    port: whole(0, 65535).default(9090).describe("Its port; 0 takes any free one."),
+    token: secret
+      .optional()
+      .describe("Bearer token for everything but `/livez` and `/readyz`. Required when `host` is not loopback."),
+  })
+  .refine((value) => value.token !== undefined || LOOPBACK.has(value.host), {
+    path: ["token"],
+    error: "is required when admin.host is not loopback; make one with: openssl rand -base64 32",
+  })
+  .prefault({})
+  .describe("The listener for operators: metrics, health, recorder.");
+
+const cookieName = z.string().max(64).refine(isToken, { error: "is not a cookie name" });
+const attributeValue = /^[\x21-\x3a\x3c-\x7e]*$/;
+
+const cookie = z
+  .strictObject({
+    name: cookieName
+      .default("__Host-session")
+      .describe(
+        "Name of the session cookie. The `__Host-` prefix makes browsers refuse one set by a neighbouring host.",
+      ),
+    secrets: z
+      .array(secret)
+      .default([])
+      .describe(
+        "The first signs, all verify: rotate by putting a new one first. Without any, a random one is made at start and every restart ends all sessions.",
+      ),
+    sameSite: z.enum(["Strict", "Lax", "None"]).default("Lax").describe("`SameSite` attribute."),
+    secure: z
+      .boolean()
+      .default(true)
+      .describe("`Secure` attribute: browsers send the cookie over HTTPS (and to localhost) only."),
+    path: z
+      .string()
+      .regex(/^\//, { error: 'must begin with "/"' })
+      .regex(attributeValue, { error: "holds a character that a cookie attribute cannot" })
+      .default("/")
+      .describe("`Path` attribute."),
+    domain: hostname.optional().describe("`Domain` attribute; absent: the host that set it, and no other."),
+  })
+  .superRefine((value, context) => {
+    const problem = (path: string, message: string) => context.addIssue({ code: "custom", path: [path], message });
+    const hostPrefix = value.name.startsWith("__Host-");
+    if (hostPrefix && value.domain !== undefined)
+      problem("domain", 'browsers refuse a "__Host-" cookie with a domain; choose another cookie name');
+    if (hostPrefix && value.path !== "/")
+      problem("path", 'browsers refuse a "__Host-" cookie with a path other than "/"; choose another cookie name');
+    if ((hostPrefix || value.name.startsWith("__Secure-")) && !value.secure)
+      problem("secure", `browsers refuse the cookie name "${value.name}" without secure; choose another cookie name`);
+    if (value.sameSite === "None" && !value.secure) problem("secure", "browsers refuse SameSite=None without secure");
+  })
+  .prefault({})
+  .describe("The cookie that holds the token.");
+
+const session = z
+  .strictObject({
+    idleTimeout: duration({ min: "1s", max: "365d" })
+      .default("30m")
+      .describe("A session ends this long after its last use."),
+    absoluteTimeout: duration({ min: "1s", max: "400d" })
+      .default("12h")
+      .describe("A session ends this long after the login, whatever its use."),
+    cookie,
+  })
+  .prefault({})
+  .describe("How long sessions live, and the cookie.");
+
+const RESERVED_HEADERS = new Set([
+  "host",
+  "cookie",
+  "via",
+  "content-length",
+  "expect",
+  "traceparent",
+  "tracestate",
+  "baggage",
+  "authorization",
+]);
+
+function headerNameProblem(name: string): string | undefined {
+  if (!/^[A-Za-z][A-Za-z0-9-]*$/.test(name))
+    return "a header name has letters, digits and dashes only, because applications may read any other character as a dash";
+  const lower = name.toLowerCase();
+  const reserved =
+    RESERVED_HEADERS.has(lower) ||
+    HOP_BY_HOP.has(lower) ||
+    isForwardedFamily(lower) ||
+    lower.startsWith(INTERNAL_PREFIX);
+  return reserved || (Object.values(WRITE_BACK_HEADERS) as string[]).includes(lower)
+    ? `"${name}" has a meaning of its own and cannot carry identity`
+    : undefined;
+}
+
+const identity = z
+  .strictObject({
+    headers: z
+      .record(z.string(), z.string())
+      .default({
+        "X-User-Id": "/user/id",
+        "X-User-Name": "/user/name",
+        "X-User-Email": "/user/email",
+        "X-User-Roles": "/user/roles",
+        "X-Session-Handle": "handle",
+      })
+      .superRefine((headers, context) => {
+        const folded = new Map<string, string>();
+        for (const [name, source] of Object.entries(headers)) {
+          const problem =
+            headerNameProblem(name) ??
+            (folded.has(foldName(name)) ? `is the same header as "${folded.get(foldName(name))}"` : undefined) ??
+            sourceProblem(source);
+          folded.set(foldName(name), name);
+          if (problem !== undefined) context.addIssue({ code: "custom", path: [name], message: problem });
+        }
+      })
+      .describe(
+        "Header name → JSON pointer into `{user, data, createdAt, expiresAt}`, or `handle`. Every route gets all of them, empty where there is no value; a client's own are removed.",
+      ),
+  })
+  .prefault({})
+  .describe("What upstream is told.");
+
+function sourceProblem(source: string): string | undefined {
+  if (source === "handle") return undefined;
+  const root = source.startsWith("/") ? parsePointer(source)[0] : undefined;
+  const roots = ["user", "data", "createdAt", "expiresAt"];
+  return root !== undefined && roots.includes(root)
+    ? undefined
+    : `"${source}" is neither "handle" nor a pointer that begins with ${roots.map((name) => `/${name}`).join(", ")}`;
+}
+
+const upstreamUrl = url(["http://", "https://"], "http://10.0.0.5:3000").refine(
+  (text) =>
+    !URL.canParse(text) ||
+    (new URL(text).pathname === "/" &&
+      new URL(text).search === "" &&
+      new URL(text).username === "" &&
+      new URL(text).hash === ""),
+  { error: "must be scheme, host and port only: requests go upstream with the path that they came with" },
+);
+
+const upstream = z.preprocess(
+  (value) => (typeof value === "string" ? { targets: [value] } : Array.isArray(value) ? { targets: value } : value),
+  z.strictObject({
+    targets: z
+      .array(upstreamUrl)
+      .length(1, { error: "exactly one target is supported in this version" })
+      .describe("Where requests go: scheme, host and port."),
+    timeouts: z
+      .strictObject({
+        connect: duration({ min: "10ms", max: "5m" }).default("5s").describe("To establish a connection."),
+        firstByte: duration({ min: "10ms", max: "1h" })
+          .default("60s")
+          .describe("From the request to the head of the response."),
+        idle: duration({ min: "10ms", max: "1h" }).default("5m").describe("Between two pieces of a response."),
+      })
+      .prefault({}),
+  }),
+);
+
+/** Names that would reach into the object machinery instead of the session. */
+const FORBIDDEN_ATTRIBUTES = new Set(["__proto__", "constructor", "prototype"]);
+
+const route = z
+  .strictObject({
+    match: z
+      .strictObject({
+        host: hostname.optional().describe("Host name; absent: every host."),
+        path: z
+          .string()
+          .regex(/^\/[^?#%\\;]*$/, { error: 'must begin with "/" and hold none of ? # % \\ ;' })
+          .refine((path) => !/\/(\/|\.{1,2}(\/|$))/.test(path), {
+            error: "must be normalised: without empty, . and .. segments",
+          })
+          .default("/")
+          .describe("Path prefix, by whole segments: `/admin` matches `/admin` and `/admin/x`, not `/administrator`."),
+      })
+      .prefault({})
+      .describe("Which requests; the most specific host wins, then the longest path."),
+    upstream: upstream.describe("A URL, or `{ targets: [URL], timeouts: {…} }`."),
+    session: z
+      .enum(["required", "optional", "none"])
+      .default("required")
+      .describe(
+        "`required`: nobody passes without a logged-in session. `optional`: identity if there is one. `none`: the store is not asked.",
+      ),
+    onMissing: z
+      .union(
+        [
+          z.literal(401),
+          z.strictObject({
+            redirect: z
+              .string()
+              .regex(/^(\/(?![/\\])|https?:\/\/)[\x21-\x7e]*$/, { error: "must be a path or an http(s) URL" }),
+          }),
+        ],
+        { error: "must be 401 or { redirect: /login }" },
+      )
+      .default(401)
+      .describe("`401`, or `{ redirect: /login }` for page navigations (scripts get 401 all the same)."),
+    write: z
+      .array(
+        z
+          .string()
+          .min(1)
+          .max(128)
+          .refine((name) => !FORBIDDEN_ATTRIBUTES.has(name), { error: "is not a name for a session key" }),
+      )
+      .optional()
+      .describe(
+        "Session keys that this upstream may write through `X-Session-Start`, `-Set` and `-End`; absent: none, and the headers are removed.",
+      ),
+  })
+  .superRefine((value, context) => {
+    if (value.session === "none" && value.write !== undefined)
+      context.addIssue({
+        code: "custom",
+        path: ["write"],
+        message: 'needs session "optional" or "required": a login has to see the session that it replaces',
+      });
+    if (value.session !== "required" && value.onMissing !== 401)
+      context.addIssue({ code: "custom", path: ["onMissing"], message: 'has a meaning only with session "required"' });
+  });
+
+const observe = z
+  .strictObject({
+    log: z
+      .strictObject({
+        level: z
+          .enum(["trace", "debug", "info", "warn", "error", "fatal"])
+          .default("info")
+          .describe("Lowest level that is written."),
+        access: z
+          .enum(["all", "errors", "none"])
+          .default("all")
+          .describe(
+            "Which requests get an access line; `errors` are those with status 500 and above or an error code.",
+          ),
+      })
+      .prefault({}),
+    traces: z
+      .strictObject({
+        ratio: z.number().min(0).max(1).default(0.01).describe("Share of traces that are exported anyway, 0 to 1."),
+        slowerThan: duration({ min: "1ms", max: "1h" })
+          .default("1s")
+          .describe("Requests slower than this are always exported."),
+        errors: z.boolean().default(true).describe("Whether failed requests are always exported."),
+      })
+      .prefault({})
+      .describe(
+        "Exported over OTLP/HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set.",
+      ),
+    recorder: z
+      .strictObject({
+        exchanges: whole(0, 100_000).default(1000).describe("How many of the last exchanges are kept."),
+        slow: whole(0, 100_000).default(200).describe("How many of the last slow ones (`traces.slowerThan`)."),
+        errors: whole(0, 100_000).default(200).describe("How many of the last failed ones."),
+      })
+      .prefault({}),
+  })
+  .prefault({})
+  .describe("Logs, traces and the recorder.");
+
+const shutdown = z
+  .strictObject({
+    delay: duration({ min: "0s", max: "10m" })
+      .default("0s")
+      .describe("How long to go on serving after readiness has turned to 503, so that a load balancer notices."),
+    timeout: duration({ min: "0s", max: "1h" })
+      .default("10s")
+      .describe("How long requests in flight may take to finish after that; then their connections are closed."),
+  })
+  .prefault({})
+  .describe("What SIGTERM and SIGINT do.");
+
+export const settingsSchema = z
+  .strictObject({
+    listen,
+    admin,
+    store: url(STORE_SCHEMES, "redis://127.0.0.1:6379/0, sqlite:./sessions.db or memory:")
+      .default("sqlite:./sessions.db")
+      .describe(
+        "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, or `memory:`.",
+      ),
+    session,
+    identity,
+    routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),
+    observe,
+    shutdown,
+  })
+  .superRefine((value, context) => {
+    const seen = new Map<string, number>();
+    value.routes.forEach(({ match }, index) => {
+      const id = `${match.host ?? "*"}${match.path.replace(/\/$/, "")}`;
+      const before = seen.get(id);
+      if (before !== undefined)
+        context.addIssue({
+          code: "custom",
+          path: ["routes", index, "match"],
+          message: `is the same as that of routes[${before}]`,
+        });
+      seen.set(id, index);
+    });
+  });
+
+/** The configuration with every default filled in, still in the words of the file. */
+export type Settings = z.output<typeof settingsSchema>;

@@ -1,0 +1,166 @@
+import type { ErrorCode } from "./errors.ts";
+import type { MethodLabel } from "./labels.ts";
+import type { Route } from "./routes.ts";
+import type { Handle } from "./session.ts";
+
+/** How the cookie looked before any store was asked. */
+export type CookieVerdict = "absent" | "valid" | "bad-shape" | "bad-signature";
+
+/** What became of the session: the store's answer, or why it was not asked. */
+export type SessionOutcome =
+  | "not-asked"
+  | "absent"
+  | "hit"
+  | "unknown"
+  | "expired"
+  | "malformed"
+  /** Two cookies of the same name, both of a live session: neither is believed. */
+  | "ambiguous"
+  | "unavailable";
+
+export const SESSION_OUTCOMES: readonly SessionOutcome[] = [
+  "not-asked",
+  "absent",
+  "hit",
+  "unknown",
+  "expired",
+  "malformed",
+  "ambiguous",
+  "unavailable",
+];
+
+/** What the route's policy made of that. */
+export type PolicyDecision = "undecided" | "identified" | "anonymous" | "login-redirect" | "denied" | "outage";
+
+/** Why a request header was taken out before the request went on. */
+export const STRIP_CLASSES = ["managed", "alias", "connection", "forwarded", "internal", "underscore"] as const;
+export type StripClass = (typeof STRIP_CLASSES)[number];
+
+export type WriteBackCommand = "start" | "set" | "end";
+export type WriteBackResult =
+  | "saved"
+  /** The route has no `write`. */
+  | "not-allowed"
+  /** The value is not what design §6 describes. */
+  | "malformed"
+  /** There is no session that it could apply to. */
+  | "no-session"
+  | "conflict"
+  | "failed";
+
+/** How many names of stripped headers an exchange keeps; all of them are counted. */
+const STRIPPED_NAMES_KEPT = 16;
+const PATH_CHARACTERS_KEPT = 512;
+
+/**
+ * The record of one request. Every step only fills in fields; metrics, spans, the access line and the recorder entry
+ * are rendered from it in one place when the response closes, so they cannot disagree.
+ *
+ * It must never hold a token, a cookie, a header value or a body: whatever is in here may be shown to an operator.
+ * Times are milliseconds after `startedAt`, measured with a monotonic clock; `undefined`: the step was not reached.
+ */
+export class Exchange {
+  /** Wall clock at the start, milliseconds since the epoch. */
+  readonly startedAt: number;
+  readonly #startedMonotonic: number;
+
+  readonly method: string;
+  readonly methodLabel: MethodLabel;
+  readonly httpVersion: string;
+  /** Without the query, which may carry secrets; at most 512 characters. */
+  path = "";
+  host = "";
+  scheme: "http" | "https" = "http";
+  clientAddress = "";
+  /** Whether content follows the request head; until that is read, it may. */
+  requestHasContent = true;
+  /** Bytes of the request content that went upstream. */
+  requestBytes = 0;
+  /** Bytes of the response content that went to the client. */
+  responseBytes = 0;
+
+  /** 32 hex digits; a trusted peer's, where it sent one. Also the name by which people find this request. */
+  traceId: string;
+  readonly spanId: string;
+  parentSpanId: string | undefined = undefined;
+  /** The head decision; it travels in `traceparent`. */
+  sampled = false;
+  /** The span of the upstream attempt; upstream sees it as its parent. */
+  upstreamSpanId: string | undefined = undefined;
+
+  route: Route | undefined = undefined;
+  cookie: CookieVerdict = "absent";
+  /** Which of `session.cookie.secrets` verified the cookie; 0 is the one that signs. */
+  cookieSecret: number | undefined = undefined;
+  session: SessionOutcome = "not-asked";
+  handle: Handle | undefined = undefined;
+  decision: PolicyDecision = "undecided";
+  /** How many headers were stripped, by class. */
+  readonly stripped: Partial<Record<StripClass, number>> = {};
+  readonly strippedNames: string[] = [];
+  /** Names of the identity headers that carry a value; the others were sent empty. */
+  identified: readonly string[] = [];
+  writeBack: { readonly command: WriteBackCommand; readonly result: WriteBackResult }[] | undefined = undefined;
+  /** Attributes that the upstream may not write and that were therefore dropped. */
+  writeBackDropped = 0;
+
+  /** `host:port` of the upstream that was asked. */
+  upstream: string | undefined = undefined;
+  upstreamStatus: number | undefined = undefined;
+  status = 0;
+  /** Who produced the status: the application, or Coatcheck itself. */
+  source: "upstream" | "proxy" = "proxy";
+  error: ErrorCode | undefined = undefined;
+  /** For operators; from `ProxyError.message`. */
+  errorMessage: string | undefined = undefined;
+  /** The client went away before the response was complete: 499 in the records, no error. */
+  clientGone = false;
+
+  resolveStartedMs: number | undefined = undefined;
+  resolvedMs: number | undefined = undefined;
+  forwardedMs: number | undefined = undefined;
+  upstreamHeadMs: number | undefined = undefined;
+  upstreamEndMs: number | undefined = undefined;
+  savedMs: number | undefined = undefined;
+  endedMs: number | undefined = undefined;
+
+  constructor(init: {
+    method: string;
+    methodLabel: MethodLabel;
+    httpVersion: string;
+    traceId: string;
+    spanId: string;
+  }) {
+    this.startedAt = Date.now();
+    this.#startedMonotonic = performance.now();
+    this.method = init.method;
+    this.methodLabel = init.methodLabel;
+    this.httpVersion = init.httpVersion;
+    this.traceId = init.traceId;
+    this.spanId = init.spanId;
+  }
+
+  /** Milliseconds since the request began. */
+  elapsedMs(): number {
+    return performance.now() - this.#startedMonotonic;
+  }
+
+  setPath(path: string): void {
+    this.path = path.length > PATH_CHARACTERS_KEPT ? `${path.slice(0, PATH_CHARACTERS_KEPT)}…` : path;
+  }
+
+  countStripped(stripClass: StripClass, name: string): void {
+    this.stripped[stripClass] = (this.stripped[stripClass] ?? 0) + 1;
+    if (this.strippedNames.length < STRIPPED_NAMES_KEPT) this.strippedNames.push(name.slice(0, 64));
+  }
+
+  fail(code: ErrorCode, message: string): void {
+    this.error ??= code;
+    this.errorMessage ??= message;
+  }
+
+  countWriteBack(command: WriteBackCommand, result: WriteBackResult): void {
+    this.writeBack ??= [];
+    this.writeBack.push({ command, result });
+  }
+}

@@ -1,0 +1,83 @@
+import { isJsonObject, type Json, type JsonPointer, parsePointer, valueAt } from "./json.ts";
+import type { Handle, Session } from "./session.ts";
+
+/** Upstream servers limit a header section to 8 KiB or more; a value beyond this is left out rather than cut. */
+export const MAX_IDENTITY_VALUE_LENGTH = 4096;
+
+interface IdentityHeader {
+  readonly name: string;
+  /** `undefined` stands for the session handle. */
+  readonly pointer: JsonPointer | undefined;
+}
+
+/** The headers that tell upstream who is asking: always all of them, empty where there is no value. */
+export class IdentityHeaders {
+  readonly names: readonly string[];
+  readonly #headers: readonly IdentityHeader[];
+
+  /** @param sources header name → `handle`, or a JSON pointer into `{user, data, createdAt, expiresAt}`. */
+  constructor(sources: Readonly<Record<string, string>>) {
+    this.#headers = Object.entries(sources).map(([name, source]) => ({
+      name,
+      pointer: source === "handle" ? undefined : parsePointer(source),
+    }));
+    this.names = this.#headers.map((header) => header.name);
+  }
+
+  /**
+   * Appends every identity header.
+   * @returns the names of those that carry a value.
+   */
+  inject(fields: string[], session: Session | undefined, handle: Handle | undefined): readonly string[] {
+    const identified: string[] = [];
+    for (let i = 0; i < this.#headers.length; i++) {
+      const { name, pointer } = this.#headers[i] as IdentityHeader;
+      const value =
+        session === undefined ? "" : pointer === undefined ? (handle ?? "") : headerValue(valueAt(session, pointer));
+      if (value !== "") identified.push(name);
+      fields.push(name, value);
+    }
+    return identified;
+  }
+}
+
+/**
+ * A JSON value as a header value: printable ASCII, everything else percent-encoded as UTF-8, so that
+ * `decodeURIComponent` gives the text back. Lists are joined with commas (a comma inside an item is `%2C`), objects
+ * are JSON. Nothing that a user put into a profile can begin a new header line.
+ */
+export function headerValue(value: Json | undefined): string {
+  if (value === undefined || value === null) return "";
+  const text = Array.isArray(value) && value.every(isScalar) ? value.map(encodeItem).join(",") : encode(asText(value));
+  return text.length > MAX_IDENTITY_VALUE_LENGTH ? "" : text;
+}
+
+function isScalar(value: Json): boolean {
+  return !Array.isArray(value) && !isJsonObject(value);
+}
+
+function encodeItem(item: Json): string {
+  return encode(asText(item)).replaceAll(",", "%2C");
+}
+
+function asText(value: Json): string {
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+function encode(text: string): string {
+  return isPlainText(text)
+    ? text
+    : text
+        .toWellFormed()
+        .replace(/[^\x20-\x24\x26-\x7e]+/gu, encodeURIComponent)
+        .trim();
+}
+
+/** Printable ASCII without `%`, which would make the encoding ambiguous, and without blanks at the ends. */
+function isPlainText(text: string): boolean {
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (code < 0x20 || code > 0x7e || code === 0x25) return false;
+  }
+  return text.charCodeAt(0) !== 0x20 && text.charCodeAt(text.length - 1) !== 0x20;
+}

@@ -1,0 +1,73 @@
+import { BlockList, isIPv4, isIPv6 } from "node:net";
+
+/** At most this many hops of an `X-Forwarded-For` are looked at. */
+const MAX_HOPS = 32;
+
+/** The proxies whose `X-Forwarded-*`, `traceparent` and `baggage` are believed. Nobody by default (CVE-2026-40575). */
+export class TrustedProxies {
+  readonly #list = new BlockList();
+  readonly #empty: boolean;
+
+  /** @param cidrs addresses or CIDR blocks, checked by the configuration. */
+  constructor(cidrs: readonly string[]) {
+    this.#empty = cidrs.length === 0;
+    for (const cidr of cidrs) {
+      const [address = "", bits] = cidr.split("/");
+      const family = isIPv6(address) ? "ipv6" : "ipv4";
+      if (bits === undefined) this.#list.addAddress(address, family);
+      else this.#list.addSubnet(address, Number(bits), family);
+    }
+  }
+
+  includes(address: string): boolean {
+    if (this.#empty) return false;
+    if (isIPv4(address)) return this.#list.check(address, "ipv4");
+    return isIPv6(address) && this.#list.check(address, "ipv6");
+  }
+}
+
+/** What is known of the other end of a connection; made once a connection, not once a request. */
+export interface Peer {
+  readonly address: string;
+  /** The address as RFC 7239 §6 writes it: IPv6 in quotes and brackets. */
+  readonly node: string;
+  readonly trusted: boolean;
+  readonly scheme: "http" | "https";
+}
+
+export function describePeer(remoteAddress: string | undefined, encrypted: boolean, trusted: TrustedProxies): Peer {
+  const address = plainAddress(remoteAddress ?? "");
+  return {
+    address,
+    node: nodeIdentifier(address),
+    trusted: trusted.includes(address),
+    scheme: encrypted ? "https" : "http",
+  };
+}
+
+export function nodeIdentifier(address: string): string {
+  if (address === "") return "unknown";
+  return address.includes(":") ? `"[${address}]"` : address;
+}
+
+/**
+ * The address of the client behind trusted proxies: read from the right, the first that is not one of them
+ * (oauth2-proxy PR #3478). What is not an address ends the walk: nothing to the left of it can be believed.
+ */
+export function clientAddressOf(peer: Peer, forwardedFor: string, trusted: TrustedProxies): string {
+  let client = peer.address;
+  const hops = forwardedFor.split(",", MAX_HOPS + 1);
+  if (hops.length > MAX_HOPS) return client;
+  for (let i = hops.length - 1; i >= 0; i--) {
+    const hop = plainAddress((hops[i] as string).trim());
+    if (!isIPv4(hop) && !isIPv6(hop)) break;
+    client = hop;
+    if (!trusted.includes(hop)) break;
+  }
+  return client;
+}
+
+/** `::ffff:192.0.2.1`, as a dual-stack socket reports IPv4, becomes `192.0.2.1`. */
+function plainAddress(address: string): string {
+  return address.startsWith("::ffff:") && isIPv4(address.slice(7)) ? address.slice(7) : address;
+}

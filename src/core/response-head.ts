@@ -1,0 +1,99 @@
+import type { WriteBackCommand } from "./exchange.ts";
+import { foldName, HOP_BY_HOP, INTERNAL_PREFIX, WRITE_BACK_HEADERS } from "./header-names.ts";
+
+type Verdict = "keep" | "drop" | "connection" | "content-length" | "set-cookie" | "via" | WriteBackCommand;
+
+const REMEMBERED_NAMES = 1024;
+
+/** The header section of an upstream's response: what goes to the client, and what it commands. */
+export class ResponseHead {
+  /** Names and values in turn. `Set-Cookie` fields stay separate. */
+  readonly kept: string[] = [];
+  contentLength: string | undefined = undefined;
+  /** Values of the write-back headers; more than one of a kind is for the parser to refuse. */
+  commands: Partial<Record<WriteBackCommand, string[]>> | undefined = undefined;
+  /** Whether the application tried to set the session cookie, which is not its to set. */
+  ownCookieDropped = false;
+}
+
+const COMMAND_BY_NAME: Readonly<Record<string, WriteBackCommand>> = {
+  [WRITE_BACK_HEADERS.start]: "start",
+  [WRITE_BACK_HEADERS.set]: "set",
+  [WRITE_BACK_HEADERS.end]: "end",
+};
+
+/** Reads and cleans response headers; the verdict on a name is remembered, as in `HeaderRules`. */
+export class ResponseHeaderRules {
+  readonly #sessionCookie: string;
+  readonly #verdicts = new Map<string, Verdict>();
+
+  /** @param sessionCookie name of the session cookie. */
+  constructor(sessionCookie: string) {
+    this.#sessionCookie = `${sessionCookie}=`;
+  }
+
+  /**
+   * @param raw names and values in turn, as octets from the wire: kept as Latin-1, so that no byte is changed.
+   */
+  read(raw: readonly (Buffer | string)[]): ResponseHead {
+    const head = new ResponseHead();
+    let connection: string | undefined;
+    let via: string | undefined;
+    for (let i = 0; i < raw.length; i += 2) {
+      const name = latin1(raw[i] as Buffer | string);
+      const value = latin1(raw[i + 1] as Buffer | string);
+      const verdict = this.#judge(name);
+      if (verdict === "keep") head.kept.push(name, value);
+      else if (verdict === "content-length") {
+        head.contentLength = value;
+        head.kept.push(name, value);
+      } else if (verdict === "set-cookie") {
+        if (value.startsWith(this.#sessionCookie)) head.ownCookieDropped = true;
+        else head.kept.push(name, value);
+      } else if (verdict === "connection") connection = connection === undefined ? value : `${connection},${value}`;
+      else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
+      else if (verdict !== "drop") {
+        const values = head.commands?.[verdict] ?? [];
+        values.push(value);
+        head.commands = { ...head.commands, [verdict]: values };
+      }
+    }
+    head.kept.push("via", via === undefined ? "1.1 coatcheck" : `${via}, 1.1 coatcheck`);
+    if (connection !== undefined) removeListed(head.kept, connection);
+    return head;
+  }
+
+  #judge(name: string): Verdict {
+    const known = this.#verdicts.get(name);
+    if (known !== undefined) return known;
+    const verdict = judgeAfresh(name.toLowerCase());
+    if (this.#verdicts.size < REMEMBERED_NAMES && name.length <= 64) this.#verdicts.set(name, verdict);
+    return verdict;
+  }
+}
+
+function judgeAfresh(name: string): Verdict {
+  const command = COMMAND_BY_NAME[name];
+  if (command !== undefined) return command;
+  if (name === "connection" || name === "content-length" || name === "set-cookie" || name === "via") return name;
+  if (HOP_BY_HOP.has(name)) return "drop";
+  const folded = foldName(name);
+  // An alias of a command is no command, but it is not for the browser to see either.
+  return Object.hasOwn(COMMAND_BY_NAME, folded) || folded.startsWith(INTERNAL_PREFIX) ? "drop" : "keep";
+}
+
+function removeListed(fields: string[], connection: string): void {
+  const listed = connection.toLowerCase();
+  if (listed === "keep-alive" || listed === "close") return;
+  const names = new Set(listed.split(",").map((name) => name.trim()));
+  names.delete("content-length");
+  names.delete("set-cookie");
+  names.delete("via");
+  for (let i = fields.length - 2; i >= 0; i -= 2) {
+    if (names.has((fields[i] as string).toLowerCase())) fields.splice(i, 2);
+  }
+}
+
+function latin1(octets: Buffer | string): string {
+  return typeof octets === "string" ? octets : octets.toString("latin1");
+}

@@ -1,0 +1,61 @@
+import type { Json } from "./json.ts";
+
+/** SHA-256 of the token, base64url, 43 characters: what the store sees. It opens nothing by itself. */
+export type SessionKey = string;
+
+/** The first 12 characters of the session key: what logs, traces, the recorder and people see. */
+export type Handle = string;
+
+export function handleOf(key: SessionKey): Handle {
+  return key.slice(0, 12);
+}
+
+/** Who is asking. Everything but `id` is optional; further claims are kept as the application gave them. */
+export interface SessionUser {
+  readonly id: string;
+  readonly name?: string;
+  readonly email?: string;
+  readonly roles?: readonly string[];
+  readonly [claim: string]: Json | undefined;
+}
+
+export type SessionData = Readonly<Record<string, Json>>;
+
+/** One session as a store keeps it. All times are milliseconds since the epoch. */
+export interface Session {
+  /** `null`: a session that nobody has logged in to (a cart before the login). */
+  readonly user: SessionUser | null;
+  readonly data: SessionData;
+  readonly createdAt: number;
+  /** min(absolute, last use + idle), set by `session/expiry.ts` at creation and at every touch. */
+  readonly expiresAt: number;
+  /** Counts the commits, from 1; a commit names the version that it read. */
+  readonly version: number;
+  /** Set when the session was replaced at login: it answers until then, however often it is touched. */
+  readonly retiresAt?: number;
+}
+
+/** What a store makes of a key. Absence is an answer, not an error; only an outage throws. (After scs `Store.Find`.) */
+export type FindResult =
+  | { readonly outcome: "hit"; readonly session: Session }
+  | { readonly outcome: "unknown" | "expired" | "malformed" };
+
+export const UNKNOWN: FindResult = { outcome: "unknown" };
+export const EXPIRED: FindResult = { outcome: "expired" };
+export const MALFORMED: FindResult = { outcome: "malformed" };
+
+/**
+ * How long a store keeps an expired session, so that a returning visitor is counted as `expired` and not as
+ * `unknown`: at 3 a.m. these are two different problems.
+ */
+export const EXPIRED_GRACE_MS = 300_000;
+
+/** The moment from which a session no longer answers. */
+export function endOf(session: Pick<Session, "expiresAt" | "retiresAt">): number {
+  return session.retiresAt === undefined ? session.expiresAt : Math.min(session.expiresAt, session.retiresAt);
+}
+
+/** The answer for a session that is there; whether it still lives is decided at read, whatever TTL its key has. */
+export function judge(session: Session, now: number): FindResult {
+  return now < endOf(session) ? { outcome: "hit", session } : EXPIRED;
+}

@@ -1,0 +1,70 @@
+import type { Json } from "./json.ts";
+import type { FindResult, Session, SessionData, SessionKey } from "./session.ts";
+
+/** In-process stores answer at once, the others with a promise: a hit in SQLite should not cost one. */
+export type MaybePromise<T> = T | Promise<T>;
+
+export type CommitOutcome = "committed" | "conflict" | "unknown";
+
+/** The answer to a change of attributes. `conflict`: somebody else changed the same attribute since it was read. */
+export type AttributeResult =
+  | { readonly outcome: "committed"; readonly session: Session }
+  | { readonly outcome: "conflict" | "unknown" };
+
+/** Attribute values to write; `undefined` removes the attribute. */
+export type AttributeChanges = Readonly<Record<string, Json | undefined>>;
+
+export interface SessionEntry {
+  readonly key: SessionKey;
+  readonly session: Session;
+}
+
+export interface StoreCheck {
+  readonly ok: boolean;
+  /** One line for an operator; never an address with a password in it. */
+  readonly detail: string;
+}
+
+/**
+ * Where sessions live. Every operation throws `ProxyError` `session_store_unavailable` when the store gives no
+ * answer, and for nothing else. `storeContract` in `store/contract.ts` is this interface as a test suite.
+ */
+export interface SessionStore {
+  /** A word from a closed set for labels: `memory`, `sqlite`, `redis`, or the name of a custom store. */
+  readonly kind: string;
+
+  find(key: SessionKey): MaybePromise<FindResult>;
+  /** Stores a new session. `conflict`: the key is taken, which for 256 random bits means that something is wrong. */
+  create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict">;
+  /**
+   * Replaces the session if it still has `session.version - 1`. A destroyed or expired session is not brought back.
+   */
+  commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
+  /** Moves the expiry of a live session; never creates a key and never changes anything else. */
+  touch(key: SessionKey, expiresAt: number): MaybePromise<"touched" | "unknown">;
+  destroy(key: SessionKey): MaybePromise<"destroyed" | "unknown">;
+  /** The live sessions of a user, newest first, at most 1000. */
+  byUser(userId: string): MaybePromise<readonly SessionEntry[]>;
+  /** Asks the store whether it would serve; answers, and does not throw, when it would not. */
+  check(): MaybePromise<StoreCheck>;
+  close(): MaybePromise<void>;
+
+  /** One attribute; `undefined` when the session or the attribute is not there. */
+  get(key: SessionKey, name: string): MaybePromise<Json | undefined>;
+  getAll(key: SessionKey): MaybePromise<SessionData | undefined>;
+  /** How many attributes the session has; `undefined` without a session. */
+  size(key: SessionKey): MaybePromise<number | undefined>;
+  set(key: SessionKey, name: string, value: Json): MaybePromise<AttributeResult>;
+  /**
+   * Writes several attributes at once.
+   * @param base the session that the new values were computed from. An attribute that somebody else has changed since
+   *   is a `conflict`; without a base the values are written over whatever is there.
+   */
+  setAll(key: SessionKey, changes: AttributeChanges, base?: Session): MaybePromise<AttributeResult>;
+  remove(key: SessionKey, name: string): MaybePromise<AttributeResult>;
+  /** Removes every attribute; the user stays. */
+  clear(key: SessionKey): MaybePromise<AttributeResult>;
+}
+
+/** What the `store:` of the configuration may begin with. */
+export const STORE_SCHEMES = ["redis:", "rediss:", "sqlite:", "memory:"] as const;

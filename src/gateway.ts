@@ -1,0 +1,220 @@
+import type { Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { createAdmin } from "./admin/admin.ts";
+import type { Config } from "./config/compile.ts";
+import { IdentityHeaders } from "./core/identity.ts";
+import { TrustedProxies } from "./core/peer.ts";
+import { HeaderRules } from "./core/request-head.ts";
+import { ResponseHeaderRules } from "./core/response-head.ts";
+import { RouteTable } from "./core/routes.ts";
+import type { SessionStore } from "./core/store.ts";
+import { createListener } from "./listener.ts";
+import { InstrumentedStore } from "./observe/instrumented-store.ts";
+import type { LogDestination } from "./observe/logging.ts";
+import { Observer } from "./observe/observer.ts";
+import type { Gate } from "./pipeline.ts";
+import { SessionCookie } from "./session/cookie.ts";
+import { Toucher } from "./session/touch.ts";
+import { openStore } from "./store/open.ts";
+import { Upstream } from "./upstream/upstream.ts";
+import { VERSION } from "./version.ts";
+
+export interface GatewayOptions {
+  /** Where log lines go; standard output by default. */
+  readonly logDestination?: LogDestination;
+  /** A store of your own, instead of the one that `config.store` names; the gateway closes it. */
+  readonly store?: SessionStore;
+  /** Milliseconds since the epoch. */
+  readonly now?: () => number;
+}
+
+/** How long spans that are gathered may take to leave when everything else has ended. */
+const FLUSH_TIMEOUT_MS = 2_000;
+
+const IDLE_CHECK_MS = 50;
+
+/** A port could not be taken; the message names it and the setting that chooses another. */
+export class ListenError extends Error {
+  override readonly name = "ListenError";
+}
+
+/** The composition root: builds what the way of a request needs, and the two listeners. */
+export class Gateway {
+  readonly observer: Observer;
+  readonly #config: Config;
+  readonly #store: SessionStore;
+  readonly #upstreams: readonly Upstream[];
+  readonly #server: Server;
+  readonly #admin: Server;
+  #draining = false;
+  #closing: Promise<void> | undefined;
+
+  private constructor(config: Config, observer: Observer, store: SessionStore, now: () => number) {
+    const { session, routes } = config;
+    this.#config = config;
+    this.observer = observer;
+    this.#store = store;
+    this.#upstreams = config.upstreams.map((upstream) => new Upstream(upstream));
+    const cookie = new SessionCookie(session.cookie, session.absoluteTimeoutMs);
+    const identity = new IdentityHeaders(config.identityHeaders);
+    const gate: Gate = {
+      trusted: new TrustedProxies(config.listen.trustedProxies),
+      requestRules: new HeaderRules(identity.names),
+      responseRules: new ResponseHeaderRules(session.cookie.name),
+      routes: new RouteTable(routes),
+      upstreams: this.#upstreams,
+      cookie,
+      lifecycle: {
+        store,
+        cookie,
+        expiry: session,
+        now,
+        onEvent: (event, exchange) => observer.sessionEvent(event, exchange),
+      },
+      toucher: new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() }),
+      identity,
+      observer,
+      isDraining: () => this.#draining,
+    };
+    this.#server = createListener(gate);
+    this.#admin = createAdmin({
+      token: config.admin.token,
+      observer,
+      version: VERSION,
+      isDraining: gate.isDraining,
+      checkStore: () => store.check(),
+    });
+  }
+
+  /**
+   * Builds a gateway; `listen` starts it.
+   * @throws Error when the store cannot be opened. One that is merely down is reported by `/readyz` and found later.
+   */
+  static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
+    const { logDestination, now = Date.now } = options;
+    const observer = new Observer({
+      ...config.observe,
+      version: VERSION,
+      nodeVersion: process.versions.node,
+      ...(logDestination && { logDestination }),
+    });
+    const store =
+      options.store ?? (await openStore(config.store, { absoluteTimeoutMs: config.session.absoluteTimeoutMs }));
+    let up: boolean | undefined;
+    const watched = new InstrumentedStore(store, observer.metrics, (answered) => {
+      if (answered === up) return;
+      if (up !== undefined || !answered) {
+        observer.log.event(
+          answered ? "info" : "error",
+          answered ? "store.up" : "store.down",
+          `session store ${answered ? "answers again" : "does not answer"}`,
+          { store: store.kind },
+        );
+      }
+      up = answered;
+      observer.metrics.storeUp(store.kind, answered);
+    });
+    return new Gateway(config, observer, watched, now);
+  }
+
+  /**
+   * Opens both listeners.
+   * @throws ListenError when a port is taken or may not be used.
+   */
+  async listen(): Promise<void> {
+    const { listen, admin, session } = this.#config;
+    if (session.ephemeralSecret) {
+      this.observer.log.event(
+        "warn",
+        "config.ephemeral-secret",
+        "session.cookie.secrets is empty: a random secret was made, and a restart ends every session; make one with: openssl rand -base64 32",
+      );
+    }
+    await open(this.#admin, admin, "admin");
+    try {
+      await open(this.#server, listen, "listen");
+    } catch (error) {
+      this.#admin.close();
+      throw error;
+    }
+    await this.#store.check();
+    this.observer.log.event("info", "gateway.started", "ready", {
+      version: VERSION,
+      url: this.url,
+      admin: this.adminUrl,
+      store: this.#store.kind,
+    });
+  }
+
+  /** Base URL of the public listener, by a name that works on this machine. */
+  get url(): string {
+    return urlOf(this.#server);
+  }
+
+  get adminUrl(): string {
+    return urlOf(this.#admin);
+  }
+
+  /**
+   * Ends: readiness first, then the requests in flight, then the sockets, then the store. Bounded by
+   * `shutdown.delay` + `shutdown.timeout`.
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    const { delayMs, timeoutMs } = this.#config.shutdown;
+    this.#draining = true;
+    this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on");
+    if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
+    await drain(this.#server, timeoutMs);
+    await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
+    await this.#store.close();
+    await drain(this.#admin, 0);
+    this.observer.log.event("info", "gateway.stopped", "stopped");
+    await this.observer.close(FLUSH_TIMEOUT_MS);
+  }
+}
+
+function open(
+  server: Server,
+  { host, port }: { host: string; port: number },
+  setting: "listen" | "admin",
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once("error", (error: NodeJS.ErrnoException) => {
+      const reason =
+        error.code === "EADDRINUSE"
+          ? "is in use by another program"
+          : error.code === "EACCES"
+            ? "may not be used without more rights"
+            : `cannot be used (${error.message})`;
+      reject(
+        new ListenError(`port ${port} on ${host} ${reason}; choose another with ${setting}.port`, { cause: error }),
+      );
+    });
+    server.listen(port, host, () => resolve());
+  });
+}
+
+/** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
+function drain(server: Server, timeoutMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const deadline = setTimeout(() => server.closeAllConnections(), timeoutMs);
+    // A connection becomes idle when its answer is out.
+    const idle = setInterval(() => server.closeIdleConnections(), IDLE_CHECK_MS);
+    server.close(() => {
+      clearTimeout(deadline);
+      clearInterval(idle);
+      resolve();
+    });
+  });
+}
+
+function urlOf(server: Server): string {
+  const { address, port, family } = server.address() as AddressInfo;
+  const host = address === "0.0.0.0" || address === "::" ? "localhost" : family === "IPv6" ? `[${address}]` : address;
+  return `http://${host}:${port}`;
+}

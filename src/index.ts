@@ -1,0 +1,28 @@
+/** The public API: a gateway inside another program, and what a store of one's own has to do. */
+
+export type { Config } from "./config/compile.ts";
+export { loadConfig, loadConfigFile, loadConfigText } from "./config/load.ts";
+export { ConfigError } from "./config/problems.ts";
+export { type ErrorCode, ProxyError, storeUnavailable } from "./core/errors.ts";
+export type { Json, JsonObject } from "./core/json.ts";
+export {
+  type FindResult,
+  judge,
+  type Session,
+  type SessionData,
+  type SessionKey,
+  type SessionUser,
+} from "./core/session.ts";
+export type {
+  AttributeChanges,
+  AttributeResult,
+  CommitOutcome,
+  MaybePromise,
+  SessionEntry,
+  SessionStore,
+  StoreCheck,
+} from "./core/store.ts";
+export { Gateway, type GatewayOptions, ListenError } from "./gateway.ts";
+export type { LogDestination } from "./observe/logging.ts";
+export { AttributesByCommit } from "./store/attributes.ts";
+export { VERSION } from "./version.ts";

@@ -1,0 +1,158 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { Socket } from "node:net";
+import { problemBody } from "./answers.ts";
+import { Exchange } from "./core/exchange.ts";
+import { methodLabel } from "./core/labels.ts";
+import { describePeer, type Peer } from "./core/peer.ts";
+import { newSpanId, newTraceId } from "./core/trace-context.ts";
+import { type Gate, handle } from "./pipeline.ts";
+
+/** Octets of a request head, and of a request line; larger ones get 431 and 414. */
+const MAX_HEAD_BYTES = 32 * 1024;
+const MAX_HEADERS = 200;
+/** A head must be complete within this time; contents may take as long as they need. */
+const HEADERS_TIMEOUT_MS = 15_000;
+/** Longer than the usual load balancer keeps its side, so that it is not we who close under a request. */
+const KEEP_ALIVE_TIMEOUT_MS = 75_000;
+
+/** What is going on on one connection. */
+interface Connection {
+  readonly peer: Peer;
+  /** Requests that were started and whose response is not out. */
+  readonly running: Set<{ readonly req: IncomingMessage; readonly res: ServerResponse; readonly exchange: Exchange }>;
+  /** A later message was malformed: say so when the earlier answers are out. */
+  refusal: Refusal | undefined;
+}
+
+interface Refusal {
+  readonly status: number;
+  readonly message: string;
+}
+
+/** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
+export function createListener(gate: Gate): Server {
+  const connections = new WeakMap<Socket, Connection>();
+  const server = createServer({
+    maxHeaderSize: MAX_HEAD_BYTES,
+    headersTimeout: HEADERS_TIMEOUT_MS,
+    requestTimeout: 0,
+    keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+    requireHostHeader: false, // checked with the rest of the target, where it gets a reason
+    insecureHTTPParser: false,
+    joinDuplicateHeaders: false,
+  });
+  server.maxHeadersCount = MAX_HEADERS;
+
+  const connectionOf = (socket: Socket): Connection => {
+    let connection = connections.get(socket);
+    if (connection === undefined) {
+      const peer = describePeer(socket.remoteAddress, "encrypted" in socket, gate.trusted);
+      connection = { peer, running: new Set(), refusal: undefined };
+      connections.set(socket, connection);
+    }
+    return connection;
+  };
+
+  const start = (req: IncomingMessage, res: ServerResponse, expectsContinue: boolean): void => {
+    // A pipelined request waits for the response before it, so that a POST cannot overtake.
+    if (res.socket === null) {
+      res.once("socket", () => start(req, res, expectsContinue));
+      return;
+    }
+    const connection = connectionOf(req.socket);
+    const exchange = openExchange(gate, req.method ?? "", req.httpVersion, connection.peer);
+    const entry = { req, res, exchange };
+    connection.running.add(entry);
+    res.once("close", () => {
+      connection.running.delete(entry);
+      closeExchange(gate, exchange, res.writableFinished);
+      if (connection.refusal !== undefined && connection.running.size === 0)
+        refuse(gate, req.socket, connection, connection.refusal);
+    });
+    handle(gate, { req, res, peer: connection.peer, exchange, expectsContinue });
+  };
+
+  server.on("request", (req, res) => start(req, res, false));
+  server.on("checkContinue", (req, res) => start(req, res, true));
+  server.on("connect", (_req: IncomingMessage, socket: Socket) => {
+    refuse(gate, socket, connectionOf(socket), { status: 405, message: "CONNECT is not forwarded" });
+  });
+  server.on("clientError", (error: NodeJS.ErrnoException & { rawPacket?: Buffer }, socket: Socket) => {
+    const connection = connectionOf(socket);
+    const refusal = describeClientError(error);
+    const [current] = connection.running;
+    if (refusal === undefined || !socket.writable) socket.destroy();
+    else if (current === undefined) refuse(gate, socket, connection, refusal);
+    else if (current.req.complete) connection.refusal = refusal;
+    else if (current.res.headersSent) socket.destroy();
+    else {
+      // The content of the request that is running is malformed: what went upstream of it is cut off.
+      current.exchange.fail("http_request_error", refusal.message);
+      current.exchange.status = refusal.status;
+      writeRefusal(socket, refusal, current.exchange.traceId);
+    }
+  });
+  return server;
+}
+
+function openExchange(gate: Gate, method: string, httpVersion: string, peer: Peer): Exchange {
+  const exchange = new Exchange({
+    method,
+    methodLabel: methodLabel(method),
+    httpVersion,
+    traceId: newTraceId(),
+    spanId: newSpanId(),
+  });
+  exchange.scheme = peer.scheme;
+  exchange.clientAddress = peer.address;
+  gate.observer.started(exchange);
+  return exchange;
+}
+
+function closeExchange(gate: Gate, exchange: Exchange, responseFinished: boolean): void {
+  if (!responseFinished && exchange.error === undefined) {
+    exchange.clientGone = true;
+    exchange.status = 499;
+  }
+  gate.observer.ended(exchange);
+}
+
+/** Answers a message that never became a request, with a record of its own, and closes the connection. */
+function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Refusal): void {
+  if (!socket.writable) return;
+  const exchange = openExchange(gate, "", "1.1", connection.peer);
+  exchange.status = refusal.status;
+  exchange.fail("http_request_error", refusal.message);
+  writeRefusal(socket, refusal, exchange.traceId);
+  closeExchange(gate, exchange, true);
+}
+
+function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): void {
+  const body = problemBody(status, "http_request_error", traceId);
+  socket.end(
+    `HTTP/1.1 ${status} Refused\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
+      `content-length: ${body.length}\r\nproxy-status: coatcheck; error=http_request_error\r\ncache-control: no-store\r\n` +
+      `connection: close\r\n\r\n${body}`,
+  );
+}
+
+/** @returns `undefined` for a connection that is gone: there is nobody to answer. */
+function describeClientError(error: NodeJS.ErrnoException & { rawPacket?: Buffer }): Refusal | undefined {
+  switch (error.code) {
+    case "ECONNRESET":
+    case "EPIPE":
+      return undefined;
+    case "HPE_HEADER_OVERFLOW":
+      return error.rawPacket?.includes("\r\n")
+        ? { status: 431, message: "the header section is too large" }
+        : { status: 414, message: "the request line is too long" };
+    case "HPE_CHUNK_EXTENSIONS_OVERFLOW":
+      return { status: 413, message: "too many chunk extensions" };
+    case "ERR_HTTP_REQUEST_TIMEOUT":
+      return { status: 408, message: "the request head took too long" };
+    case "HPE_INVALID_METHOD":
+      return { status: 501, message: "an unknown method" };
+    default:
+      return { status: 400, message: `malformed HTTP (${error.code ?? "unknown"})` };
+  }
+}

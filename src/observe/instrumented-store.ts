@@ -1,0 +1,120 @@
+import type { Json } from "../core/json.ts";
+import type { FindResult, Session, SessionData, SessionKey } from "../core/session.ts";
+import type {
+  AttributeChanges,
+  AttributeResult,
+  CommitOutcome,
+  MaybePromise,
+  SessionEntry,
+  SessionStore,
+  StoreCheck,
+} from "../core/store.ts";
+import type { Metrics } from "./metrics.ts";
+
+/** Counts and times every operation of a store, in one place for all of them. */
+export class InstrumentedStore implements SessionStore {
+  readonly kind: string;
+  readonly #store: SessionStore;
+  readonly #metrics: Metrics;
+  readonly #onAnswer: (up: boolean) => void;
+
+  /** @param onAnswer told after each operation whether the store answered. */
+  constructor(store: SessionStore, metrics: Metrics, onAnswer: (up: boolean) => void) {
+    this.kind = store.kind;
+    this.#store = store;
+    this.#metrics = metrics;
+    this.#onAnswer = onAnswer;
+  }
+
+  find(key: SessionKey): MaybePromise<FindResult> {
+    return this.#measure("find", outcomeOf, () => this.#store.find(key));
+  }
+
+  create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict"> {
+    return this.#measure("create", itself, () => this.#store.create(key, session));
+  }
+
+  commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome> {
+    return this.#measure("commit", itself, () => this.#store.commit(key, session));
+  }
+
+  touch(key: SessionKey, expiresAt: number): MaybePromise<"touched" | "unknown"> {
+    return this.#measure("touch", itself, () => this.#store.touch(key, expiresAt));
+  }
+
+  destroy(key: SessionKey): MaybePromise<"destroyed" | "unknown"> {
+    return this.#measure("destroy", itself, () => this.#store.destroy(key));
+  }
+
+  byUser(userId: string): MaybePromise<readonly SessionEntry[]> {
+    return this.#measure("byUser", ok, () => this.#store.byUser(userId));
+  }
+
+  check(): MaybePromise<StoreCheck> {
+    return this.#measure("check", ok, () => this.#store.check());
+  }
+
+  close(): MaybePromise<void> {
+    return this.#store.close();
+  }
+
+  get(key: SessionKey, name: string): MaybePromise<Json | undefined> {
+    return this.#measure("get", ok, () => this.#store.get(key, name));
+  }
+
+  getAll(key: SessionKey): MaybePromise<SessionData | undefined> {
+    return this.#measure("getAll", ok, () => this.#store.getAll(key));
+  }
+
+  size(key: SessionKey): MaybePromise<number | undefined> {
+    return this.#measure("size", ok, () => this.#store.size(key));
+  }
+
+  set(key: SessionKey, name: string, value: Json): MaybePromise<AttributeResult> {
+    return this.#measure("set", outcomeOf, () => this.#store.set(key, name, value));
+  }
+
+  setAll(key: SessionKey, changes: AttributeChanges, base?: Session): MaybePromise<AttributeResult> {
+    return this.#measure("setAll", outcomeOf, () => this.#store.setAll(key, changes, base));
+  }
+
+  remove(key: SessionKey, name: string): MaybePromise<AttributeResult> {
+    return this.#measure("remove", outcomeOf, () => this.#store.remove(key, name));
+  }
+
+  clear(key: SessionKey): MaybePromise<AttributeResult> {
+    return this.#measure("clear", outcomeOf, () => this.#store.clear(key));
+  }
+
+  #measure<T>(operation: string, status: (answer: T) => string, ask: () => MaybePromise<T>): MaybePromise<T> {
+    const startedMs = performance.now();
+    const answered = (answer: T): T => {
+      this.#count(operation, status(answer), startedMs, isUp(answer));
+      return answer;
+    };
+    const failed = (error: unknown): never => {
+      this.#count(operation, "error", startedMs, false);
+      throw error;
+    };
+    try {
+      const answer = ask();
+      return answer instanceof Promise ? answer.then(answered, failed) : answered(answer);
+    } catch (error) {
+      return failed(error);
+    }
+  }
+
+  #count(operation: string, status: string, startedMs: number, up: boolean): void {
+    this.#metrics.storeOperation(operation, status, this.kind, (performance.now() - startedMs) / 1000);
+    this.#onAnswer(up);
+  }
+}
+
+const itself = (answer: string): string => answer;
+const ok = (): string => "ok";
+const outcomeOf = (answer: { readonly outcome: string }): string => answer.outcome;
+
+/** `check` answers `ok: false` where the others throw. */
+function isUp(answer: unknown): boolean {
+  return !(typeof answer === "object" && answer !== null && "ok" in answer && answer.ok === false);
+}

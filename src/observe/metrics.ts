@@ -1,0 +1,155 @@
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import type { Exchange, StripClass } from "../core/exchange.ts";
+import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
+import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
+
+/**
+ * The registry, filled from exchanges. It is always OpenMetrics: prom-client loses the `_total` of counters when the
+ * format changes from scrape to scrape. Label values are routes, methods, statuses and words of ours: nothing that a
+ * client chooses.
+ */
+export class Metrics {
+  readonly #registry = openMetricsRegistry();
+  readonly #serverDuration = this.#histogram("http_server_request_duration_seconds");
+  readonly #clientDuration = this.#histogram("http_client_request_duration_seconds");
+  readonly #overhead = this.#histogram("coatcheck_proxy_overhead_seconds");
+  readonly #resolutions = this.#counter("coatcheck_session_resolutions_total");
+  readonly #operations = this.#counter("coatcheck_session_operations_total");
+  readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
+  readonly #events = this.#counter("coatcheck_session_events_total");
+  readonly #touchesDropped = this.#counter("coatcheck_session_touches_dropped_total");
+  readonly #storeUp = this.#gauge("coatcheck_session_store_up");
+  readonly #stripped = this.#counter("coatcheck_headers_stripped_total");
+  readonly #writeBack = this.#counter("coatcheck_write_back_total");
+  readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
+  readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
+  readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
+
+  constructor(build: { readonly version: string; readonly nodeVersion: string }) {
+    this.#gauge("coatcheck_build_info").set({ version: build.version, node_version: build.nodeVersion }, 1);
+    const active = this.#active;
+    this.#gauge("http_server_active_requests", function collect(this: Gauge) {
+      for (const scheme of ["http", "https"] as const) {
+        for (const method of METHOD_LABELS) {
+          const value = active[scheme].get(method);
+          if (value !== undefined) this.set({ http_request_method: method, url_scheme: scheme }, value);
+        }
+      }
+    });
+    collectDefaultMetrics({ register: this.#registry });
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  /** The scrape. */
+  render(): Promise<string> {
+    return this.#registry.metrics();
+  }
+
+  requestStarted({ scheme, methodLabel }: Exchange): void {
+    this.#active[scheme].set(methodLabel, (this.#active[scheme].get(methodLabel) ?? 0) + 1);
+  }
+
+  requestEnded(exchange: Exchange): void {
+    const { scheme, methodLabel, error } = exchange;
+    this.#active[scheme].set(methodLabel, (this.#active[scheme].get(methodLabel) ?? 1) - 1);
+    const exemplarLabels = exchange.sampled ? { trace_id: exchange.traceId } : {};
+    const durationMs = exchange.endedMs ?? 0;
+    this.#serverDuration.observe({
+      labels: {
+        http_request_method: methodLabel,
+        http_response_status_code: exchange.status,
+        http_route: exchange.route?.id ?? "none",
+        url_scheme: scheme,
+        ...errorType(error),
+      },
+      value: durationMs / 1000,
+      exemplarLabels,
+    });
+    let upstreamMs = 0;
+    if (exchange.forwardedMs !== undefined) {
+      upstreamMs = (exchange.upstreamEndMs ?? durationMs) - exchange.forwardedMs;
+      this.#observeUpstream(exchange, upstreamMs, exemplarLabels);
+    }
+    this.#overhead.observe({ value: Math.max(0, durationMs - upstreamMs) / 1000, exemplarLabels });
+    if (exchange.session !== "not-asked") this.#resolutions.inc({ outcome: exchange.session });
+    for (const stripClass in exchange.stripped) {
+      this.#stripped.inc({ class: stripClass }, exchange.stripped[stripClass as StripClass] ?? 0);
+    }
+    if (exchange.writeBack !== undefined) {
+      for (const { command, result } of exchange.writeBack) this.#writeBack.inc({ command, result });
+      this.#writeBackKeysDropped.inc(exchange.writeBackDropped);
+    }
+  }
+
+  #observeUpstream(exchange: Exchange, durationMs: number, exemplarLabels: Record<string, string>): void {
+    const { upstreamStatus, upstream = "" } = exchange;
+    const colon = upstream.lastIndexOf(":");
+    this.#clientDuration.observe({
+      labels: {
+        http_request_method: exchange.methodLabel,
+        server_address: upstream.slice(0, colon),
+        server_port: upstream.slice(colon + 1),
+        ...(upstreamStatus !== undefined && { http_response_status_code: upstreamStatus }),
+        ...errorType(exchange.error),
+      },
+      value: durationMs / 1000,
+      exemplarLabels,
+    });
+  }
+
+  storeOperation(operation: string, status: string, store: string, seconds: number): void {
+    this.#operations.inc({ operation, status, store });
+    this.#operationDuration.observe({ labels: { operation, store }, value: seconds });
+  }
+
+  storeUp(store: string, up: boolean): void {
+    this.#storeUp.set({ store }, up ? 1 : 0);
+  }
+
+  sessionEvent(event: string): void {
+    this.#events.inc({ event });
+  }
+
+  touchDropped(): void {
+    this.#touchesDropped.inc();
+  }
+
+  spansDropped(count: number): void {
+    this.#spansDropped.inc(count);
+  }
+
+  #histogram(name: MetricName): Histogram {
+    const { help, labels, buckets }: MetricDefinition = METRICS[name];
+    return new Histogram({
+      name,
+      help,
+      labelNames: [...labels],
+      buckets: [...(buckets ?? [])],
+      registers: [this.#registry],
+      enableExemplars: true,
+    });
+  }
+
+  #counter(name: MetricName): Counter {
+    const { help, labels }: MetricDefinition = METRICS[name];
+    return new Counter({ name, help, labelNames: [...labels], registers: [this.#registry] });
+  }
+
+  #gauge(name: MetricName, collect?: (this: Gauge) => void): Gauge {
+    const { help, labels }: MetricDefinition = METRICS[name];
+    return new Gauge({ name, help, labelNames: [...labels], registers: [this.#registry], ...(collect && { collect }) });
+  }
+}
+
+function openMetricsRegistry(): Registry {
+  const registry = new Registry();
+  registry.setContentType(Registry.OPENMETRICS_CONTENT_TYPE as never);
+  return registry;
+}
+
+function errorType(error: string | undefined): { error_type?: string } {
+  return error === undefined ? {} : { error_type: error };
+}

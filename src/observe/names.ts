@@ -1,0 +1,142 @@
+/**
+ * Every metric, with what it means: the registry, docs/metrics.md, dashboards and tests are made from or held against
+ * this list. A renamed metric is a breaking change.
+ */
+
+/** OpenTelemetry's advice for HTTP durations (semantic conventions 1.44), seconds. */
+const HTTP_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10];
+/** A look-up takes microseconds in SQLite and a fraction of a millisecond in Redis, seconds. */
+const FINE_BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1];
+
+export interface MetricDefinition {
+  readonly type: "counter" | "gauge" | "histogram";
+  readonly help: string;
+  readonly labels: readonly string[];
+  readonly buckets?: readonly number[];
+  /** What to look at when it moves. */
+  readonly advice: string;
+}
+
+export const METRICS = {
+  http_server_request_duration_seconds: {
+    type: "histogram",
+    help: "Duration of requests to the gateway, from the request head to the end of the response.",
+    labels: ["http_request_method", "http_response_status_code", "http_route", "error_type", "url_scheme"],
+    buckets: HTTP_BUCKETS,
+    advice:
+      "OpenTelemetry's `http.server.request.duration`. Compare with `http_client_request_duration_seconds`: if both rose it is the application, if only this one it is the gateway, the store or slow clients. `error_type` names the cause; 499 is a client that went away.",
+  },
+  http_server_active_requests: {
+    type: "gauge",
+    help: "Requests in flight.",
+    labels: ["http_request_method", "url_scheme"],
+    advice: "Rises when the upstream slows down or clients read slowly; never falls to zero when a request hangs.",
+  },
+  http_client_request_duration_seconds: {
+    type: "histogram",
+    help: "Duration of attempts upstream, from dispatch to the end of the response.",
+    labels: ["http_request_method", "http_response_status_code", "server_address", "server_port", "error_type"],
+    buckets: HTTP_BUCKETS,
+    advice:
+      "OpenTelemetry's `http.client.request.duration`, one per attempt. `error_type` tells a refused connection from a silent application.",
+  },
+  coatcheck_proxy_overhead_seconds: {
+    type: "histogram",
+    help: "Time that the gateway itself took: server duration without the time upstream.",
+    labels: [],
+    buckets: FINE_BUCKETS,
+    advice:
+      "The number that an operator asks for first. It holds the session look-up: when it rises, look at `coatcheck_session_operation_duration_seconds` and at the event loop lag.",
+  },
+  coatcheck_session_resolutions_total: {
+    type: "counter",
+    help: "Session look-ups by what was found.",
+    labels: ["outcome"],
+    advice:
+      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `unavailable`: the store is down; nobody has been logged out.",
+  },
+  coatcheck_session_operations_total: {
+    type: "counter",
+    help: "Operations on the session store by answer.",
+    labels: ["operation", "status", "store"],
+    advice: '`status="error"` is an outage. `conflict` on `setAll` is two requests that changed the same attribute.',
+  },
+  coatcheck_session_operation_duration_seconds: {
+    type: "histogram",
+    help: "Duration of operations on the session store.",
+    labels: ["operation", "store"],
+    buckets: FINE_BUCKETS,
+    advice: "Above a millisecond at the median, Redis is far away or busy: look at its SLOWLOG and at the network.",
+  },
+  coatcheck_session_events_total: {
+    type: "counter",
+    help: "Changes in the life of sessions.",
+    labels: ["event"],
+    advice: "Many `rotated` for few `created`: people log in again and again, so something logs them out.",
+  },
+  coatcheck_session_touches_dropped_total: {
+    type: "counter",
+    help: "Touches that were not written because too many were waiting.",
+    labels: [],
+    advice: "The store is slower than the traffic; sessions slide late and may expire early.",
+  },
+  coatcheck_session_store_up: {
+    type: "gauge",
+    help: "Whether the session store answered last time (1) or not (0).",
+    labels: ["store"],
+    advice: "0: requests that need a session get 503, cookies are left alone, and everything goes on when it is back.",
+  },
+  coatcheck_headers_stripped_total: {
+    type: "counter",
+    help: "Request headers that a client may not send and that were removed.",
+    labels: ["class"],
+    advice:
+      "`managed`, `alias` and `connection` are attempts to forge or remove an identity header; look for their source in the recorder. `forwarded` is normal behind a proxy that is not in `trustedProxies`.",
+  },
+  coatcheck_write_back_total: {
+    type: "counter",
+    help: "Session commands in upstream responses by what became of them.",
+    labels: ["command", "result"],
+    advice:
+      "`not-allowed`: a route without `write` sends them, by mistake or by an attack on the application. `malformed`: a bug in the application. `failed`: the store was down and the response became 503.",
+  },
+  coatcheck_write_back_keys_dropped_total: {
+    type: "counter",
+    help: "Session keys in write-back headers that the route's `write` does not list.",
+    labels: [],
+    advice: "The application writes more than it is configured for: add the key to `write`, or find out why it does.",
+  },
+  coatcheck_spans_dropped_total: {
+    type: "counter",
+    help: "Spans that did not reach the collector.",
+    labels: [],
+    advice: "The collector is down or too slow; requests are not affected.",
+  },
+  coatcheck_build_info: {
+    type: "gauge",
+    help: "Always 1; the labels tell what runs.",
+    labels: ["version", "node_version"],
+    advice: "Differs between instances during a rollout only.",
+  },
+} as const satisfies Record<string, MetricDefinition>;
+
+export type MetricName = keyof typeof METRICS;
+
+/** Attribute names of the access line and of spans. OpenTelemetry's where it has one; ours under `coatcheck.`. */
+export const ATTRIBUTES = {
+  method: "http.request.method",
+  status: "http.response.status_code",
+  route: "http.route",
+  path: "url.path",
+  scheme: "url.scheme",
+  host: "server.address",
+  client: "client.address",
+  protocolVersion: "network.protocol.version",
+  errorType: "error.type",
+  serverAddress: "server.address",
+  serverPort: "server.port",
+  sessionOutcome: "coatcheck.session.outcome",
+  handle: "coatcheck.session.handle",
+  decision: "coatcheck.policy.decision",
+  source: "coatcheck.response.source",
+} as const;

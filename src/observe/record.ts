@@ -1,0 +1,55 @@
+import type { Exchange } from "../core/exchange.ts";
+
+/** An exchange as JSON, for `GET /debug/exchanges`. An allow-list: a new field appears here or nowhere. */
+export function renderRecord(exchange: Exchange) {
+  return {
+    time: new Date(exchange.startedAt).toISOString(),
+    traceId: exchange.traceId,
+    spanId: exchange.spanId,
+    sampled: exchange.sampled,
+    request: {
+      method: exchange.method,
+      host: exchange.host,
+      path: exchange.path,
+      httpVersion: exchange.httpVersion,
+      client: exchange.clientAddress,
+      bytes: exchange.requestBytes,
+    },
+    route: exchange.route?.id,
+    session: {
+      cookie: exchange.cookie,
+      cookieSecret: exchange.cookieSecret,
+      outcome: exchange.session,
+      handle: exchange.handle,
+      decision: exchange.decision,
+    },
+    headers: {
+      stripped: exchange.stripped,
+      strippedNames: exchange.strippedNames,
+      identity: exchange.identified,
+    },
+    writeBack: exchange.writeBack?.map(({ command, result }) => ({ command, result })),
+    writeBackKeysDropped: exchange.writeBackDropped,
+    upstream:
+      exchange.upstream === undefined ? undefined : { address: exchange.upstream, status: exchange.upstreamStatus },
+    response: {
+      status: exchange.status,
+      source: exchange.source,
+      bytes: exchange.responseBytes,
+      clientGone: exchange.clientGone,
+    },
+    error: exchange.error === undefined ? undefined : { type: exchange.error, message: exchange.errorMessage },
+    /** Milliseconds after `time`. */
+    timings: {
+      resolveStarted: exchange.resolveStartedMs,
+      resolved: exchange.resolvedMs,
+      forwarded: exchange.forwardedMs,
+      upstreamHead: exchange.upstreamHeadMs,
+      saved: exchange.savedMs,
+      upstreamEnd: exchange.upstreamEndMs,
+      ended: exchange.endedMs,
+    },
+  };
+}
+
+export type ExchangeRecord = ReturnType<typeof renderRecord>;

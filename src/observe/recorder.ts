@@ -1,0 +1,63 @@
+import type { Exchange } from "../core/exchange.ts";
+import { type ExchangeRecord, renderRecord } from "./record.ts";
+
+export type RingName = "recent" | "slow" | "errors";
+export const RING_NAMES: readonly RingName[] = ["recent", "slow", "errors"];
+
+export interface RecorderOptions {
+  readonly exchanges: number;
+  readonly slow: number;
+  readonly errors: number;
+  readonly slowerThanMs: number;
+}
+
+/** The last exchanges, and apart from them the last slow and the last failed ones, which busy hours would wash away. */
+export class Recorder {
+  readonly #rings: Readonly<Record<RingName, Ring<Exchange>>>;
+  readonly #slowerThanMs: number;
+
+  constructor(options: RecorderOptions) {
+    this.#rings = {
+      recent: new Ring(options.exchanges),
+      slow: new Ring(options.slow),
+      errors: new Ring(options.errors),
+    };
+    this.#slowerThanMs = options.slowerThanMs;
+  }
+
+  /** Keeps the exchange as it is; it is rendered when somebody asks. */
+  keep(exchange: Exchange): void {
+    this.#rings.recent.push(exchange);
+    if ((exchange.endedMs ?? 0) > this.#slowerThanMs) this.#rings.slow.push(exchange);
+    if (exchange.error !== undefined || exchange.status >= 500) this.#rings.errors.push(exchange);
+  }
+
+  /** @returns at most `limit` records, newest first. */
+  list(ring: RingName, limit: number): ExchangeRecord[] {
+    return this.#rings[ring].newestFirst(limit).map(renderRecord);
+  }
+}
+
+/** A fixed number of places, the oldest overwritten. */
+class Ring<T> {
+  readonly #places: T[] = [];
+  readonly #size: number;
+  #next = 0;
+
+  constructor(size: number) {
+    this.#size = size;
+  }
+
+  push(item: T): void {
+    if (this.#size === 0) return;
+    this.#places[this.#next] = item;
+    this.#next = (this.#next + 1) % this.#size;
+  }
+
+  newestFirst(limit: number): T[] {
+    const items: T[] = [];
+    const count = this.#places.length;
+    for (let i = 1; i <= Math.min(count, limit); i++) items.push(this.#places[(this.#next - i + count) % count] as T);
+    return items;
+  }
+}

@@ -1,0 +1,200 @@
+import { answer, type Conversation, fail } from "./answers.ts";
+import { badRequest, ProxyError } from "./core/errors.ts";
+import type { Exchange } from "./core/exchange.ts";
+import type { IdentityHeaders } from "./core/identity.ts";
+import type { TrustedProxies } from "./core/peer.ts";
+import { type HeaderRules, type RequestHead, readRequestHead } from "./core/request-head.ts";
+import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
+import type { ResponseHead, ResponseHeaderRules } from "./core/response-head.ts";
+import type { Route, RouteTable } from "./core/routes.ts";
+import { handleOf } from "./core/session.ts";
+import { parseTraceParent } from "./core/trace-context.ts";
+import { upstreamFields } from "./core/upstream-fields.ts";
+import type { Observer } from "./observe/observer.ts";
+import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
+import { type Lifecycle, obey } from "./session/lifecycle.ts";
+import { decide } from "./session/policy.ts";
+import { NOT_ASKED, type Resolution, resolveSession } from "./session/resolver.ts";
+import type { Toucher } from "./session/touch.ts";
+import { parseCommands } from "./session/write-back.ts";
+import { forward } from "./upstream/forward.ts";
+import type { Upstream } from "./upstream/upstream.ts";
+
+/** Everything that the way of a request needs; made once by the gateway. */
+export interface Gate {
+  readonly trusted: TrustedProxies;
+  readonly requestRules: HeaderRules;
+  readonly responseRules: ResponseHeaderRules;
+  readonly routes: RouteTable;
+  /** By `Route.index`. */
+  readonly upstreams: readonly Upstream[];
+  readonly cookie: SessionCookie;
+  readonly lifecycle: Lifecycle;
+  readonly toucher: Toucher;
+  readonly identity: IdentityHeaders;
+  readonly observer: Observer;
+  readonly isDraining: () => boolean;
+}
+
+/** The way of one request (design §2). Whatever goes wrong ends in one place, and the exchange knows its name. */
+export async function handle(gate: Gate, conversation: Conversation): Promise<void> {
+  const { req, peer, exchange } = conversation;
+  try {
+    const head = readRequestHead(req.rawHeaders, gate.requestRules, peer.trusted, exchange);
+    exchange.requestHasContent = head.hasContent;
+    joinTrace(gate, exchange, head);
+    const target = readTarget(conversation, head);
+    if (answeredHere(conversation, target, head)) return;
+
+    const route = gate.routes.match(target.hostname, target.path);
+    if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
+    exchange.route = route;
+
+    const cookie = gate.cookie.read(head.cookie);
+    const resolving = resolve(gate, route, cookie, exchange);
+    const resolution = resolving instanceof Promise ? await resolving : resolving;
+    note(gate, exchange, resolution);
+
+    exchange.decision = decide(route, resolution, exchange.method, head);
+    if (exchange.decision !== "identified" && exchange.decision !== "anonymous") {
+      turnAway(conversation, route, resolution);
+      return;
+    }
+    if (resolution.session !== undefined && resolution.key !== undefined)
+      gate.toucher.used(resolution.key, resolution.session);
+
+    const fields = upstreamFields(head, target, cookie.others, peer, gate.trusted, exchange);
+    exchange.identified = gate.identity.inject(fields, resolution.session, exchange.handle);
+    send(gate, conversation, route, head, target, fields, resolution);
+  } catch (error) {
+    fail(conversation, error, gate.observer);
+  }
+}
+
+/** Continues the trace of a trusted peer, or begins one: nobody else's word decides what is sampled. */
+function joinTrace(gate: Gate, exchange: Exchange, head: RequestHead): void {
+  const parent = head.traceparent === undefined ? undefined : parseTraceParent(head.traceparent);
+  if (parent === undefined) {
+    exchange.sampled = gate.observer.sample();
+    return;
+  }
+  exchange.traceId = parent.traceId;
+  exchange.parentSpanId = parent.spanId;
+  exchange.sampled = parent.sampled;
+}
+
+function readTarget({ req, exchange }: Conversation, head: RequestHead): RequestTarget {
+  const url = req.url ?? "";
+  exchange.setPath(url.split("?", 1)[0] ?? "");
+  const target = readRequestTarget(exchange.method, url, head.host, req.httpVersion);
+  exchange.setPath(target.path);
+  exchange.host = target.hostname;
+  // RFC 9112 §6.1: an HTTP/1.0 recipient does not know what a chunk is, so its sender cannot have meant it.
+  if (head.chunked && req.httpVersion === "1.0") throw badRequest("Transfer-Encoding in HTTP/1.0");
+  return target;
+}
+
+/** Requests that are for the gateway itself: `OPTIONS *`, the last hop of an `OPTIONS`, and `TRACE`. */
+function answeredHere({ req, res, exchange }: Conversation, target: RequestTarget, head: RequestHead): boolean {
+  // It would send back the cookies that this gateway is there to hide (RFC 9110 §9.3.8).
+  if (exchange.method === "TRACE") throw badRequest("TRACE is not forwarded", 405);
+  if (exchange.method !== "OPTIONS") return false;
+  if (head.maxForwards !== undefined && !/^\d{1,9}$/.test(head.maxForwards))
+    throw badRequest("an invalid Max-Forwards");
+  if (target.pathAndQuery !== "*" && head.maxForwards !== "0") return false;
+  answer(req, res, exchange, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
+  return true;
+}
+
+function resolve(
+  gate: Gate,
+  route: Route,
+  cookie: PresentedCookie,
+  exchange: Exchange,
+): Resolution | Promise<Resolution> {
+  exchange.cookie = cookie.verdict;
+  exchange.cookieSecret = cookie.secret;
+  if (route.session === "none") return NOT_ASKED;
+  exchange.resolveStartedMs = exchange.elapsedMs();
+  return resolveSession(gate.lifecycle.store, cookie);
+}
+
+function note(gate: Gate, exchange: Exchange, resolution: Resolution): void {
+  exchange.session = resolution.outcome;
+  if (resolution.outcome === "not-asked") return;
+  exchange.resolvedMs = exchange.elapsedMs();
+  if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
+  if (resolution.outcome === "expired") gate.observer.sessionEvent("expired", exchange);
+}
+
+/** Nobody passes here without a session, or nobody can tell because the store is away. */
+function turnAway({ req, res, exchange }: Conversation, route: Route, resolution: Resolution): void {
+  if (exchange.decision === "outage")
+    throw resolution.error ?? new ProxyError("session_store_unavailable", "no answer");
+  if (exchange.decision === "login-redirect" && route.loginRedirect !== undefined) {
+    const fields = ["location", route.loginRedirect, "vary", "cookie, accept, sec-fetch-mode"];
+    answer(req, res, exchange, { status: 302, fields });
+    return;
+  }
+  // RFC 9110 §11.6.1 wants a challenge with every 401.
+  answer(req, res, exchange, { status: 401, fields: ["www-authenticate", 'Cookie realm="coatcheck"'] });
+}
+
+function send(
+  gate: Gate,
+  conversation: Conversation,
+  route: Route,
+  head: RequestHead,
+  target: RequestTarget,
+  headers: string[],
+  resolution: Resolution,
+): void {
+  const { req, res, exchange, expectsContinue } = conversation;
+  const upstream = gate.upstreams[route.index];
+  if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
+  if (expectsContinue) res.writeContinue();
+  const { hasContent, chunked } = head;
+  forward(
+    {
+      upstream,
+      method: exchange.method,
+      path: target.pathAndQuery,
+      headers,
+      hasContent,
+      chunked,
+      responseRules: gate.responseRules,
+      onCommands: (response) => writeBack(gate, exchange, route, resolution, response),
+      onFailure: (error) => fail(conversation, error, gate.observer),
+      closeConnection: gate.isDraining,
+    },
+    req,
+    res,
+    exchange,
+  );
+}
+
+/** Obeys and saves what the response commands, before its head is released (design §6). */
+async function writeBack(
+  gate: Gate,
+  exchange: Exchange,
+  route: Route,
+  resolution: Resolution,
+  response: ResponseHead,
+): Promise<string | undefined> {
+  const values = response.commands ?? {};
+  if (route.write === undefined) {
+    if (values.start) exchange.countWriteBack("start", "not-allowed");
+    if (values.set) exchange.countWriteBack("set", "not-allowed");
+    if (values.end) exchange.countWriteBack("end", "not-allowed");
+    return undefined;
+  }
+  const commands = parseCommands(values, route.write);
+  if ("malformed" in commands) {
+    exchange.countWriteBack(commands.command, "malformed");
+    throw new ProxyError("http_protocol_error", `X-Session-${commands.command}: ${commands.malformed}`);
+  }
+  exchange.writeBackDropped = commands.dropped;
+  const setCookie = await obey(gate.lifecycle, commands, resolution, exchange);
+  exchange.savedMs = exchange.elapsedMs();
+  return setCookie;
+}

@@ -1,0 +1,132 @@
+import { createHmac, createSecretKey, hash, type KeyObject, randomBytes, timingSafeEqual } from "node:crypto";
+import type { CookieVerdict } from "../core/exchange.ts";
+import type { SessionKey } from "../core/session.ts";
+
+/** 256 random bits as base64url, and the same for HMAC-SHA-256. */
+const TOKEN_LENGTH = 43;
+const SIGNATURE_LENGTH = 43;
+const VALUE_LENGTH = TOKEN_LENGTH + 1 + SIGNATURE_LENGTH;
+
+/** Cookies of the session cookie's name that are looked at in one request; the others are ignored. */
+const MAX_CANDIDATES = 4;
+
+export interface CookieSettings {
+  readonly name: string;
+  /** The first signs, all verify: put a new one first and drop the old one after `absoluteTimeout`. */
+  readonly secrets: readonly string[];
+  readonly sameSite: "Strict" | "Lax" | "None";
+  readonly secure: boolean;
+  readonly path: string;
+  readonly domain: string | undefined;
+}
+
+export interface PresentedCookie {
+  readonly verdict: CookieVerdict;
+  /** Store keys of the verified tokens. More than one when the browser holds several cookies of the name. */
+  readonly keys: readonly SessionKey[];
+  /** Which secret verified the first of them. */
+  readonly secret: number | undefined;
+  /** The `Cookie` field for upstream: without the session cookie; `undefined` when nothing is left. */
+  readonly others: string | undefined;
+}
+
+export interface IssuedCookie {
+  readonly key: SessionKey;
+  /** The `Set-Cookie` value; it holds the token, so it goes to the browser and nowhere else. */
+  readonly setCookie: string;
+}
+
+const NO_KEYS: readonly SessionKey[] = [];
+
+/**
+ * The session cookie: `token.signature`, the signature being HMAC-SHA-256 over `name=token`, so that neither an
+ * invented token nor one of another cookie reaches the store. The token itself is never kept: the store key is its hash.
+ */
+export class SessionCookie {
+  readonly #settings: CookieSettings;
+  readonly #secrets: readonly KeyObject[];
+  readonly #attributes: string;
+  readonly #maxAgeSeconds: number;
+  readonly #expected = Buffer.alloc(SIGNATURE_LENGTH);
+  readonly #presented = Buffer.alloc(SIGNATURE_LENGTH);
+
+  /** @param absoluteTimeoutMs how long the browser may keep the cookie: no session lives longer. */
+  constructor(settings: CookieSettings, absoluteTimeoutMs: number) {
+    this.#settings = settings;
+    this.#secrets = settings.secrets.map((secret) => createSecretKey(secret, "utf8"));
+    this.#maxAgeSeconds = Math.ceil(absoluteTimeoutMs / 1000);
+    const { path, domain, secure, sameSite } = settings;
+    this.#attributes = `; Path=${path}${domain === undefined ? "" : `; Domain=${domain}`}; HttpOnly${secure ? "; Secure" : ""}; SameSite=${sameSite}`;
+  }
+
+  /** Takes the session cookie out of a `Cookie` field and verifies it. */
+  read(header: string | undefined): PresentedCookie {
+    const { name } = this.#settings;
+    if (header === undefined || !header.includes(name)) {
+      return { verdict: "absent", keys: NO_KEYS, secret: undefined, others: header };
+    }
+    const candidates: string[] = [];
+    const others: string[] = [];
+    for (const pair of header.split(";")) {
+      const equals = pair.indexOf("=");
+      if (equals !== -1 && pair.slice(0, equals).trim() === name) candidates.push(pair.slice(equals + 1).trim());
+      else if (pair.trim() !== "") others.push(pair.trim());
+    }
+    return this.#verifyAll(candidates, others.length === 0 ? undefined : others.join("; "));
+  }
+
+  #verifyAll(candidates: readonly string[], others: string | undefined): PresentedCookie {
+    let verdict: CookieVerdict = "absent";
+    let firstSecret: number | undefined;
+    const keys: SessionKey[] = [];
+    for (const value of candidates.slice(0, MAX_CANDIDATES)) {
+      if (value.length !== VALUE_LENGTH || value[TOKEN_LENGTH] !== ".") {
+        if (verdict === "absent") verdict = "bad-shape";
+        continue;
+      }
+      const token = value.slice(0, TOKEN_LENGTH);
+      const secret = this.#verifyingSecret(token, value.slice(TOKEN_LENGTH + 1));
+      if (secret === undefined) {
+        if (verdict !== "valid") verdict = "bad-signature";
+        continue;
+      }
+      verdict = "valid";
+      firstSecret ??= secret;
+      const key = keyOf(token);
+      if (!keys.includes(key)) keys.push(key);
+    }
+    return { verdict, keys, secret: firstSecret, others };
+  }
+
+  #verifyingSecret(token: string, signature: string): number | undefined {
+    this.#presented.write(signature, 0, SIGNATURE_LENGTH, "latin1");
+    for (let i = 0; i < this.#secrets.length; i++) {
+      this.#expected.write(this.#sign(token, this.#secrets[i] as KeyObject), 0, SIGNATURE_LENGTH, "latin1");
+      if (timingSafeEqual(this.#expected, this.#presented)) return i;
+    }
+    return undefined;
+  }
+
+  #sign(token: string, secret: KeyObject): string {
+    return createHmac("sha256", secret).update(`${this.#settings.name}=${token}`).digest("base64url");
+  }
+
+  /** A new token, as the cookie that carries it and the key that it opens. */
+  issue(): IssuedCookie {
+    const token = randomBytes(32).toString("base64url");
+    const value = `${token}.${this.#sign(token, this.#secrets[0] as KeyObject)}`;
+    return {
+      key: keyOf(token),
+      setCookie: `${this.#settings.name}=${value}; Max-Age=${this.#maxAgeSeconds}${this.#attributes}`,
+    };
+  }
+
+  /** The `Set-Cookie` value that makes the browser forget the cookie. */
+  clear(): string {
+    return `${this.#settings.name}=; Max-Age=0${this.#attributes}`;
+  }
+}
+
+function keyOf(token: string): SessionKey {
+  return hash("sha256", token, "base64url");
+}

@@ -1,0 +1,90 @@
+import { type Json, sameJson } from "../core/json.ts";
+import type { FindResult, Session, SessionData, SessionKey } from "../core/session.ts";
+import type { AttributeChanges, AttributeResult, CommitOutcome, MaybePromise } from "../core/store.ts";
+
+/** Re-reads after a lost race before a write of attributes gives up. Each one means that somebody else succeeded. */
+const MAX_ATTEMPTS = 16;
+
+/** The attribute operations of a store, in terms of `find` and `commit`. A store that can do better overrides them. */
+export abstract class AttributesByCommit {
+  abstract find(key: SessionKey): MaybePromise<FindResult>;
+  abstract commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
+
+  async get(key: SessionKey, name: string): Promise<Json | undefined> {
+    const data = await this.getAll(key);
+    return data !== undefined && Object.hasOwn(data, name) ? data[name] : undefined;
+  }
+
+  async getAll(key: SessionKey): Promise<SessionData | undefined> {
+    const found = await this.find(key);
+    return found.outcome === "hit" ? found.session.data : undefined;
+  }
+
+  async size(key: SessionKey): Promise<number | undefined> {
+    const data = await this.getAll(key);
+    return data === undefined ? undefined : Object.keys(data).length;
+  }
+
+  set(key: SessionKey, name: string, value: Json): Promise<AttributeResult> {
+    return this.setAll(key, { [name]: value });
+  }
+
+  remove(key: SessionKey, name: string): Promise<AttributeResult> {
+    return this.setAll(key, { [name]: undefined });
+  }
+
+  /**
+   * The first attempt commits on top of `base` without reading, one round trip. When that loses a race, the attributes
+   * are compared: if the other writer changed different ones, both changes survive.
+   */
+  setAll(key: SessionKey, changes: AttributeChanges, base?: Session): Promise<AttributeResult> {
+    return this.#change(
+      key,
+      base,
+      (data) => withChanges(data, changes),
+      (current) =>
+        base === undefined || Object.keys(changes).every((name) => sameJson(base.data[name], current.data[name])),
+    );
+  }
+
+  clear(key: SessionKey): Promise<AttributeResult> {
+    return this.#change(
+      key,
+      undefined,
+      () => ({}),
+      () => true,
+    );
+  }
+
+  async #change(
+    key: SessionKey,
+    base: Session | undefined,
+    change: (data: SessionData) => SessionData,
+    compatible: (current: Session) => boolean,
+  ): Promise<AttributeResult> {
+    let current = base;
+    for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+      if (current === undefined) {
+        const found = await this.find(key);
+        if (found.outcome !== "hit") return { outcome: "unknown" };
+        current = found.session;
+        if (!compatible(current)) return { outcome: "conflict" };
+      }
+      const session: Session = { ...current, data: change(current.data), version: current.version + 1 };
+      const outcome = await this.commit(key, session);
+      if (outcome === "committed") return { outcome, session };
+      if (outcome === "unknown") return { outcome };
+      current = undefined;
+    }
+    return { outcome: "conflict" };
+  }
+}
+
+function withChanges(data: SessionData, changes: AttributeChanges): SessionData {
+  const changed: Record<string, Json> = { ...data };
+  for (const [name, value] of Object.entries(changes)) {
+    if (value === undefined) delete changed[name];
+    else changed[name] = value;
+  }
+  return changed;
+}

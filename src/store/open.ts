@@ -1,0 +1,24 @@
+import { type SessionStore, STORE_SCHEMES } from "../core/store.ts";
+import { MemoryStore } from "./memory.ts";
+
+export interface OpenStoreOptions {
+  readonly absoluteTimeoutMs: number;
+  readonly onConnection?: (up: boolean, reason: string) => void;
+}
+
+/**
+ * Opens the store that a `store:` URL names. Only the driver that is asked for is loaded.
+ * @throws Error when a SQLite file cannot be opened. A Redis that is down is not an error here: it may come later.
+ */
+export async function openStore(url: string, options: OpenStoreOptions): Promise<SessionStore> {
+  if (url.startsWith("sqlite:")) {
+    const { SqliteStore } = await import("./sqlite.ts");
+    return new SqliteStore(url.slice("sqlite:".length));
+  }
+  if (url.startsWith("redis:") || url.startsWith("rediss:")) {
+    const { RedisStore } = await import("./redis.ts");
+    return new RedisStore(url, options);
+  }
+  if (url === "memory:") return new MemoryStore();
+  throw new TypeError(`a store URL begins with one of ${STORE_SCHEMES.join(" ")}`);
+}

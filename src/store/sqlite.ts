@@ -1,0 +1,170 @@
+import { DatabaseSync, type StatementSync } from "node:sqlite";
+import { storeUnavailable } from "../core/errors.ts";
+import {
+  EXPIRED_GRACE_MS,
+  endOf,
+  type FindResult,
+  judge,
+  MALFORMED,
+  type Session,
+  type SessionKey,
+  UNKNOWN,
+} from "../core/session.ts";
+import type { CommitOutcome, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
+import { AttributesByCommit } from "./attributes.ts";
+import { decodeSession, encodeSession } from "./codec.ts";
+
+const SWEEP_INTERVAL_MS = 30_000;
+/** Rows deleted at a time: a sweep must not hold up requests. */
+const SWEEP_ROWS = 500;
+const MAX_LISTED = 1000;
+/** How long a writer waits for another process that is writing. Everything here runs on the event loop. */
+const BUSY_TIMEOUT_MS = 250;
+
+/** `user_version` of the database; a file of a later one is left alone. */
+const SCHEMA_VERSION = 1;
+const SCHEMA = `
+  CREATE TABLE IF NOT EXISTS sessions (
+    key TEXT PRIMARY KEY, version INTEGER NOT NULL, expires_at INTEGER NOT NULL,
+    user_id TEXT, created_at INTEGER NOT NULL, payload TEXT NOT NULL
+  ) WITHOUT ROWID;
+  CREATE INDEX IF NOT EXISTS sessions_by_user ON sessions (user_id, created_at) WHERE user_id IS NOT NULL;
+  CREATE INDEX IF NOT EXISTS sessions_by_expiry ON sessions (expires_at);
+  PRAGMA user_version = ${SCHEMA_VERSION};
+`;
+
+type Row = [version: number, expiresAt: number, payload: string];
+type KeyedRow = [...Row, key: string];
+
+/**
+ * Sessions in one file, for one machine: nothing else to install, and a restart keeps them. A look-up is synchronous,
+ * some two microseconds, so it costs no promise.
+ */
+export class SqliteStore extends AttributesByCommit implements SessionStore {
+  readonly kind = "sqlite";
+  readonly #database: DatabaseSync;
+  readonly #now: () => number;
+  readonly #sweeper: NodeJS.Timeout;
+  readonly #statements: Record<
+    "find" | "create" | "commit" | "touch" | "destroy" | "byUser" | "sweep" | "count",
+    StatementSync
+  >;
+
+  /**
+   * @param path of the file; it is created when missing, its directory is not. `:memory:` for tests.
+   * @throws Error when the file cannot be opened, is no database, or was written by a later version.
+   */
+  constructor(path: string, now: () => number = Date.now) {
+    super();
+    this.#now = now;
+    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
+    database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;");
+    const version = database.prepare("PRAGMA user_version").get()?.user_version;
+    if (typeof version === "number" && version > SCHEMA_VERSION) {
+      database.close();
+      throw new Error(`${path} was written by a later version of Coatcheck (schema ${version})`);
+    }
+    if (version !== SCHEMA_VERSION) database.exec(SCHEMA);
+    this.#database = database;
+    this.#statements = prepare(database);
+    this.#sweeper = setInterval(() => this.#sweep(), SWEEP_INTERVAL_MS).unref();
+  }
+
+  find(key: SessionKey): FindResult {
+    const row = this.#answer(() => this.#statements.find.get(key)) as Row | undefined;
+    return row === undefined ? UNKNOWN : this.#judgeRow(row);
+  }
+
+  create(key: SessionKey, session: Session): "created" | "conflict" {
+    const { version, expiresAt, createdAt, user } = session;
+    const values = [key, version, expiresAt, user?.id ?? null, createdAt, encodeSession(session)];
+    return this.#changes(this.#statements.create, values) === 1 ? "created" : "conflict";
+  }
+
+  commit(key: SessionKey, session: Session): CommitOutcome {
+    const { version, user } = session;
+    const values = [version, user?.id ?? null, encodeSession(session), endOf(session), key, version - 1, this.#now()];
+    if (this.#changes(this.#statements.commit, values) === 1) return "committed";
+    return this.find(key).outcome === "hit" ? "conflict" : "unknown";
+  }
+
+  touch(key: SessionKey, expiresAt: number): "touched" | "unknown" {
+    return this.#changes(this.#statements.touch, [expiresAt, key, this.#now()]) === 1 ? "touched" : "unknown";
+  }
+
+  destroy(key: SessionKey): "destroyed" | "unknown" {
+    return this.#changes(this.#statements.destroy, [key]) === 1 ? "destroyed" : "unknown";
+  }
+
+  byUser(userId: string): readonly SessionEntry[] {
+    const rows = this.#answer(() => this.#statements.byUser.all(userId, MAX_LISTED)) as unknown as KeyedRow[];
+    const entries: SessionEntry[] = [];
+    for (const [version, expiresAt, payload, key] of rows) {
+      const found = this.#judgeRow([version, expiresAt, payload]);
+      if (found.outcome === "hit") entries.push({ key, session: found.session });
+    }
+    return entries;
+  }
+
+  check(): StoreCheck {
+    try {
+      const row = this.#statements.count.get() as unknown as [number];
+      return { ok: true, detail: `${row[0]} sessions in the file` };
+    } catch (error) {
+      return { ok: false, detail: error instanceof Error ? error.message : String(error) };
+    }
+  }
+
+  close(): void {
+    clearInterval(this.#sweeper);
+    if (this.#database.isOpen) this.#database.close();
+  }
+
+  #judgeRow([version, expiresAt, payload]: Row): FindResult {
+    const session = decodeSession(payload, version, expiresAt);
+    return session === undefined ? MALFORMED : judge(session, this.#now());
+  }
+
+  #changes(statement: StatementSync, values: (string | number | null)[]): number {
+    return Number(this.#answer(() => statement.run(...values)).changes);
+  }
+
+  #answer<T>(ask: () => T): T {
+    try {
+      return ask();
+    } catch (error) {
+      throw storeUnavailable(error);
+    }
+  }
+
+  /** A failure here is met again, and reported, by the next request. */
+  #sweep(): void {
+    try {
+      this.#statements.sweep.run(this.#now() - EXPIRED_GRACE_MS, SWEEP_ROWS);
+    } catch {}
+  }
+}
+
+function prepare(database: DatabaseSync) {
+  const statement = (sql: string): StatementSync => {
+    const prepared = database.prepare(sql);
+    prepared.setReturnArrays(true);
+    return prepared;
+  };
+  return {
+    find: statement("SELECT version, expires_at, payload FROM sessions WHERE key = ?"),
+    create: statement(
+      "INSERT OR IGNORE INTO sessions (key, version, expires_at, user_id, created_at, payload) VALUES (?, ?, ?, ?, ?, ?)",
+    ),
+    commit: statement(
+      "UPDATE sessions SET version = ?, user_id = ?, payload = ?, expires_at = min(expires_at, ?) WHERE key = ? AND version = ? AND expires_at > ?",
+    ),
+    touch: statement("UPDATE sessions SET expires_at = ? WHERE key = ? AND expires_at > ?"),
+    destroy: statement("DELETE FROM sessions WHERE key = ?"),
+    byUser: statement(
+      "SELECT version, expires_at, payload, key FROM sessions WHERE user_id = ? ORDER BY created_at DESC LIMIT ?",
+    ),
+    sweep: statement("DELETE FROM sessions WHERE key IN (SELECT key FROM sessions WHERE expires_at < ? LIMIT ?)"),
+    count: statement("SELECT count(*) FROM sessions"),
+  };
+}

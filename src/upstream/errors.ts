@@ -1,0 +1,60 @@
+import { type ErrorCode, ProxyError } from "../core/errors.ts";
+
+/** What node and undici call a failure, and what RFC 9209 calls it. */
+const CODES: Readonly<Record<string, ErrorCode>> = {
+  ENOTFOUND: "dns_error",
+  EAI_AGAIN: "dns_error",
+  EAI_FAIL: "dns_error",
+  ECONNREFUSED: "connection_refused",
+  ECONNRESET: "connection_terminated",
+  EPIPE: "connection_terminated",
+  UND_ERR_SOCKET: "connection_terminated",
+  UND_ERR_CLOSED: "connection_terminated",
+  UND_ERR_DESTROYED: "connection_terminated",
+  ETIMEDOUT: "connection_timeout",
+  UND_ERR_CONNECT_TIMEOUT: "connection_timeout",
+  EHOSTUNREACH: "destination_ip_unroutable",
+  ENETUNREACH: "destination_ip_unroutable",
+  UND_ERR_HEADERS_TIMEOUT: "http_response_timeout",
+  UND_ERR_BODY_TIMEOUT: "connection_read_timeout",
+  UND_ERR_HEADERS_OVERFLOW: "http_response_header_section_size",
+  UND_ERR_RES_CONTENT_LENGTH_MISMATCH: "http_response_incomplete",
+  CERT_HAS_EXPIRED: "tls_certificate_error",
+  DEPTH_ZERO_SELF_SIGNED_CERT: "tls_certificate_error",
+  SELF_SIGNED_CERT_IN_CHAIN: "tls_certificate_error",
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: "tls_certificate_error",
+  ERR_TLS_CERT_ALTNAME_INVALID: "tls_certificate_error",
+};
+
+/**
+ * Names an upstream failure.
+ * @param headSeen whether the response head had arrived: a connection lost after it makes the response incomplete.
+ */
+export function upstreamError(error: unknown, headSeen: boolean): ProxyError {
+  if (error instanceof ProxyError) return error;
+  const native = firstCoded(error);
+  const code = codeFor(native?.code);
+  const message = native?.message ?? String(error);
+  return new ProxyError(headSeen && code === "connection_terminated" ? "http_response_incomplete" : code, message, {
+    cause: error,
+  });
+}
+
+function codeFor(code: string | undefined): ErrorCode {
+  if (code === undefined) return "proxy_internal_error";
+  if (code.startsWith("HPE_")) return "http_protocol_error";
+  if (code.startsWith("ERR_SSL_") || code.startsWith("ERR_TLS_")) return CODES[code] ?? "tls_protocol_error";
+  return CODES[code] ?? "proxy_internal_error";
+}
+
+/** The error itself, or the first that it wraps, that has a code (several addresses give an AggregateError). */
+function firstCoded(error: unknown): (Error & { code: string }) | undefined {
+  if (!(error instanceof Error)) return undefined;
+  if ("code" in error && typeof error.code === "string" && error.code in CODES)
+    return error as Error & { code: string };
+  const inner = error instanceof AggregateError ? error.errors[0] : error.cause;
+  return (
+    firstCoded(inner) ??
+    ("code" in error && typeof error.code === "string" ? (error as Error & { code: string }) : undefined)
+  );
+}

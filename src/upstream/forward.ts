@@ -1,0 +1,195 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { PassThrough, type Readable } from "node:stream";
+import type { Dispatcher } from "undici";
+import { ProxyError } from "../core/errors.ts";
+import type { Exchange } from "../core/exchange.ts";
+import type { ResponseHead, ResponseHeaderRules } from "../core/response-head.ts";
+import { upstreamError } from "./errors.ts";
+import type { Upstream } from "./upstream.ts";
+
+/** 1xx heads that one response may send before its own. */
+const MAX_INTERIM_HEADS = 16;
+
+/** Methods whose content has no defined meaning: servers differ in whether they read it (RFC 9110 §9.3). */
+const BODILESS_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"]);
+
+export interface ForwardRequest {
+  readonly upstream: Upstream;
+  readonly method: string;
+  readonly path: string;
+  /** Names and values in turn. */
+  readonly headers: string[];
+  readonly hasContent: boolean;
+  readonly chunked: boolean;
+  readonly responseRules: ResponseHeaderRules;
+  /**
+   * Called when the response commands the session. The head is held back until the promise is done; its value is the
+   * `Set-Cookie` to add. A rejection replaces the response.
+   */
+  readonly onCommands: (head: ResponseHead) => Promise<string | undefined>;
+  /** Called once, unless the response went out whole: nothing of it has been sent when `res.headersSent` is false. */
+  readonly onFailure: (error: ProxyError) => void;
+  readonly closeConnection: () => boolean;
+}
+
+/** Sends the request upstream and streams the response back; both ways at the pace of the slower side. */
+export function forward(request: ForwardRequest, req: IncomingMessage, res: ServerResponse, exchange: Exchange): void {
+  const { upstream, method, path, headers, hasContent, chunked } = request;
+  const attempt = new ForwardAttempt(request, req, res, exchange);
+  exchange.upstream = upstream.address;
+  exchange.forwardedMs = exchange.elapsedMs();
+  upstream.dispatch(
+    {
+      method: method as Dispatcher.HttpMethod,
+      path,
+      headers,
+      body: hasContent ? requestContent(req, exchange) : null,
+      // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
+      // not be a next one (CVE-2026-29057).
+      ...(hasContent &&
+        (BODILESS_METHODS.has(method) || (chunked && method !== "POST" && method !== "PUT" && method !== "PATCH")) && {
+          reset: true,
+        }),
+    },
+    attempt,
+  );
+}
+
+/**
+ * The content as a stream of its own: undici destroys the body of a failed request, and destroying `req` would take
+ * the client's connection with it before the error could be told.
+ */
+function requestContent(req: IncomingMessage, exchange: Exchange): Readable {
+  const content = new PassThrough();
+  req.on("data", (chunk: Buffer) => {
+    exchange.requestBytes += chunk.length;
+  });
+  req.on("error", (error) => content.destroy(error));
+  // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
+  content.on("error", () => req.unpipe(content));
+  return req.pipe(content);
+}
+
+class ForwardAttempt implements Dispatcher.DispatchHandler {
+  readonly #request: ForwardRequest;
+  readonly #req: IncomingMessage;
+  readonly #res: ServerResponse;
+  readonly #exchange: Exchange;
+  #controller: Dispatcher.DispatchController | undefined;
+  #interimHeads = 0;
+  #headSeen = false;
+  #waitsForDrain = false;
+  #done = false;
+
+  constructor(request: ForwardRequest, req: IncomingMessage, res: ServerResponse, exchange: Exchange) {
+    this.#request = request;
+    this.#req = req;
+    this.#res = res;
+    this.#exchange = exchange;
+    // A client that goes away frees the upstream connection; without this a paused response would hold it for ever.
+    res.once("close", () => this.#abandon());
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.#controller = controller;
+    if (this.#done) controller.abort(new Error("the client has gone"));
+  }
+
+  onResponseStart(controller: Dispatcher.DispatchController, status: number, _headers: unknown, reason?: string): void {
+    if (status < 200) {
+      if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
+        throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
+      }
+      return;
+    }
+    if (status > 599) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
+    this.#headSeen = true;
+    this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
+    this.#exchange.upstreamStatus = status;
+    const head = this.#request.responseRules.read(rawHeaders(controller));
+    if (head.commands === undefined) {
+      this.#release(status, reason, head);
+      return;
+    }
+    controller.pause();
+    this.#request.onCommands(head).then(
+      (setCookie) => {
+        if (this.#done) return;
+        if (setCookie !== undefined) head.kept.push("set-cookie", setCookie);
+        this.#release(status, reason, head);
+        controller.resume();
+      },
+      (error: ProxyError) => this.#fail(error),
+    );
+  }
+
+  /** Sends the response head. */
+  #release(status: number, reason: string | undefined, head: ResponseHead): void {
+    const exchange = this.#exchange;
+    exchange.status = status;
+    exchange.source = "upstream";
+    const fields = head.kept;
+    if (status === 204 && head.contentLength !== undefined) removeContentLength(fields);
+    if (this.#request.closeConnection() || !this.#requestIsRead()) fields.push("connection", "close");
+    this.#res.writeHead(status, reason ?? "", fields);
+    // The head does not wait for the first piece of content: an event stream may take a while to say something.
+    if (head.contentLength === undefined) queueMicrotask(() => this.#flushHead());
+  }
+
+  #flushHead(): void {
+    if (!this.#done && this.#exchange.responseBytes === 0) this.#res.flushHeaders();
+  }
+
+  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    this.#exchange.responseBytes += chunk.length;
+    if (this.#res.write(chunk)) return;
+    controller.pause();
+    if (this.#waitsForDrain) return;
+    this.#waitsForDrain = true;
+    this.#res.once("drain", () => {
+      this.#waitsForDrain = false;
+      controller.resume();
+    });
+  }
+
+  onResponseEnd(): void {
+    this.#done = true;
+    this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
+    this.#res.end();
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
+    if (this.#done) return;
+    this.#fail(upstreamError(error, this.#headSeen));
+  }
+
+  #fail(error: ProxyError): void {
+    this.#done = true;
+    this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
+    this.#controller?.abort(error);
+    this.#request.onFailure(error);
+  }
+
+  #abandon(): void {
+    if (this.#done) return;
+    this.#done = true;
+    this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
+    this.#controller?.abort(new Error("the client has gone"));
+  }
+
+  /** Whether the client's connection is free for another request once the response is out. */
+  #requestIsRead(): boolean {
+    return !this.#request.hasContent || this.#req.complete;
+  }
+}
+
+/** The octets of the response head. The parsed form that undici offers beside them has changed bytes and lost order. */
+function rawHeaders(controller: Dispatcher.DispatchController): readonly (Buffer | string)[] {
+  return Array.isArray(controller.rawHeaders) ? controller.rawHeaders : [];
+}
+
+function removeContentLength(fields: string[]): void {
+  for (let i = fields.length - 2; i >= 0; i -= 2) {
+    if ((fields[i] as string).toLowerCase() === "content-length") fields.splice(i, 2);
+  }
+}
