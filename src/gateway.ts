@@ -99,7 +99,7 @@ export class Gateway {
       ...(logDestination && { logDestination }),
     });
     const store =
-      options.store ?? (await openStore(config.store, { absoluteTimeoutMs: config.session.absoluteTimeoutMs }));
+      options.store ?? (await openStore(config.store, { now, absoluteTimeoutMs: config.session.absoluteTimeoutMs }));
     let up: boolean | undefined;
     const watched = new InstrumentedStore(store, observer.metrics, (answered) => {
       if (answered === up) return;

@@ -24,6 +24,13 @@ interface Connection {
   refusal: Refusal | undefined;
 }
 
+/** What node tells of a message that it could not parse. */
+interface ClientError extends Error {
+  readonly code?: string;
+  readonly rawPacket?: Buffer;
+  readonly bytesParsed?: number;
+}
+
 interface Refusal {
   readonly status: number;
   readonly message: string;
@@ -77,7 +84,7 @@ export function createListener(gate: Gate): Server {
   server.on("connect", (_req: IncomingMessage, socket: Socket) => {
     refuse(gate, socket, connectionOf(socket), { status: 405, message: "CONNECT is not forwarded" });
   });
-  server.on("clientError", (error: NodeJS.ErrnoException & { rawPacket?: Buffer }, socket: Socket) => {
+  server.on("clientError", (error: ClientError, socket: Socket) => {
     const connection = connectionOf(socket);
     const refusal = describeClientError(error);
     const [current] = connection.running;
@@ -137,15 +144,16 @@ function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): voi
 }
 
 /** @returns `undefined` for a connection that is gone: there is nobody to answer. */
-function describeClientError(error: NodeJS.ErrnoException & { rawPacket?: Buffer }): Refusal | undefined {
+function describeClientError(error: ClientError): Refusal | undefined {
   switch (error.code) {
     case "ECONNRESET":
     case "EPIPE":
+    case "HPE_INVALID_EOF_STATE": // it closed in the middle of a message
       return undefined;
     case "HPE_HEADER_OVERFLOW":
-      return error.rawPacket?.includes("\r\n")
-        ? { status: 431, message: "the header section is too large" }
-        : { status: 414, message: "the request line is too long" };
+      return isInRequestLine(error)
+        ? { status: 414, message: "the request line is too long" }
+        : { status: 431, message: "the header section is too large" };
     case "HPE_CHUNK_EXTENSIONS_OVERFLOW":
       return { status: 413, message: "too many chunk extensions" };
     case "ERR_HTTP_REQUEST_TIMEOUT":
@@ -155,4 +163,9 @@ function describeClientError(error: NodeJS.ErrnoException & { rawPacket?: Buffer
     default:
       return { status: 400, message: `malformed HTTP (${error.code ?? "unknown"})` };
   }
+}
+
+function isInRequestLine({ rawPacket, bytesParsed }: ClientError): boolean {
+  const parsed = rawPacket?.toString("latin1", 0, bytesParsed) ?? "";
+  return /^[A-Z]+ /.test(parsed) && !parsed.includes("\r\n");
 }

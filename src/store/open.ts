@@ -2,6 +2,8 @@ import { type SessionStore, STORE_SCHEMES } from "../core/store.ts";
 import { MemoryStore } from "./memory.ts";
 
 export interface OpenStoreOptions {
+  /** Milliseconds since the epoch. */
+  readonly now: () => number;
   readonly absoluteTimeoutMs: number;
   readonly onConnection?: (up: boolean, reason: string) => void;
 }
@@ -13,12 +15,14 @@ export interface OpenStoreOptions {
 export async function openStore(url: string, options: OpenStoreOptions): Promise<SessionStore> {
   if (url.startsWith("sqlite:")) {
     const { SqliteStore } = await import("./sqlite.ts");
-    return new SqliteStore(url.slice("sqlite:".length));
+    return new SqliteStore(url.slice("sqlite:".length), options.now);
   }
   if (url.startsWith("redis:") || url.startsWith("rediss:")) {
     const { RedisStore } = await import("./redis.ts");
-    return new RedisStore(url, options);
+    const store = new RedisStore(url, options);
+    await store.firstAnswer();
+    return store;
   }
-  if (url === "memory:") return new MemoryStore();
+  if (url === "memory:") return new MemoryStore(options.now);
   throw new TypeError(`a store URL begins with one of ${STORE_SCHEMES.join(" ")}`);
 }

@@ -2,7 +2,6 @@ import { Redis } from "ioredis";
 import { storeUnavailable } from "../core/errors.ts";
 import {
   EXPIRED_GRACE_MS,
-  endOf,
   type FindResult,
   judge,
   MALFORMED,
@@ -34,13 +33,14 @@ const SCRIPTS = {
     redis.call('HSET', KEYS[1], 'v', ARGV[1], 'e', ARGV[2], 'd', ARGV[3], 'u', ARGV[4])
     redis.call('PEXPIREAT', KEYS[1], ARGV[5])
     return 1`,
-  /** ARGV: version read, version written, payload, user, now, end of the key. The TTL is only ever shortened. */
+  /** ARGV: version read, version written, payload, user, now, end of the key when the session retires (or 0). */
   commitSession: `
     local now = redis.call('HMGET', KEYS[1], 'v', 'e')
     if not now[1] or tonumber(now[2]) <= tonumber(ARGV[5]) then return -1 end
     if now[1] ~= ARGV[1] then return 0 end
     redis.call('HSET', KEYS[1], 'v', ARGV[2], 'd', ARGV[3], 'u', ARGV[4])
-    if tonumber(ARGV[6]) < redis.call('PEXPIRETIME', KEYS[1]) then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) end
+    local retires = tonumber(ARGV[6])
+    if retires > 0 and retires < redis.call('PEXPIRETIME', KEYS[1]) then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) end
     return 1`,
   touchSession: `
     local e = redis.call('HGET', KEYS[1], 'e')
@@ -78,6 +78,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   readonly #redis: Scripted;
   readonly #now: () => number;
   readonly #absoluteTimeoutMs: number;
+  readonly #firstAnswer: Promise<void>;
 
   /** @param url `redis://user:password@host:port/db`, or `rediss:` for TLS. */
   constructor(url: string, options: RedisStoreOptions) {
@@ -98,10 +99,19 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     redis.on("error", (error: Error) => {
       lastError = error.message;
     });
+    this.#firstAnswer = new Promise((resolve) => {
+      redis.once("ready", resolve);
+      redis.once("close", resolve);
+    });
     redis.on("ready", () => options.onConnection?.(true, ""));
     redis.on("close", () => options.onConnection?.(false, lastError));
     for (const [name, lua] of Object.entries(SCRIPTS)) redis.defineCommand(name, { numberOfKeys: 1, lua });
     this.#redis = redis as Scripted;
+  }
+
+  /** Done when the first attempt to connect has succeeded or failed. */
+  firstAnswer(): Promise<void> {
+    return this.#firstAnswer;
   }
 
   async find(key: SessionKey): Promise<FindResult> {
@@ -138,7 +148,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       encodeSession(session),
       userId,
       this.#now(),
-      this.#keyEnd(session),
+      session.retiresAt === undefined ? 0 : session.retiresAt + EXPIRED_GRACE_MS,
     ];
     const outcome = await this.#run("commitSession", SESSION_PREFIX + key, values);
     return outcome === 1 ? "committed" : outcome === 0 ? "conflict" : "unknown";
@@ -188,10 +198,6 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     if (version == null && payload == null) return UNKNOWN;
     const session = decodeSession(payload ?? "", Number(version ?? Number.NaN), Number(expiresAt ?? Number.NaN));
     return session === undefined ? MALFORMED : judge(session, this.#now());
-  }
-
-  #keyEnd(session: Session): number {
-    return endOf(session) + EXPIRED_GRACE_MS;
   }
 
   async #index(userId: string, key: SessionKey, session: Session): Promise<void> {

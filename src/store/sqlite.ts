@@ -2,7 +2,6 @@ import { DatabaseSync, type StatementSync } from "node:sqlite";
 import { storeUnavailable } from "../core/errors.ts";
 import {
   EXPIRED_GRACE_MS,
-  endOf,
   type FindResult,
   judge,
   MALFORMED,
@@ -82,8 +81,16 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   }
 
   commit(key: SessionKey, session: Session): CommitOutcome {
-    const { version, user } = session;
-    const values = [version, user?.id ?? null, encodeSession(session), endOf(session), key, version - 1, this.#now()];
+    const { version, user, retiresAt } = session;
+    const values = [
+      version,
+      user?.id ?? null,
+      encodeSession(session),
+      retiresAt ?? null,
+      key,
+      version - 1,
+      this.#now(),
+    ];
     if (this.#changes(this.#statements.commit, values) === 1) return "committed";
     return this.find(key).outcome === "hit" ? "conflict" : "unknown";
   }
@@ -157,7 +164,7 @@ function prepare(database: DatabaseSync) {
       "INSERT OR IGNORE INTO sessions (key, version, expires_at, user_id, created_at, payload) VALUES (?, ?, ?, ?, ?, ?)",
     ),
     commit: statement(
-      "UPDATE sessions SET version = ?, user_id = ?, payload = ?, expires_at = min(expires_at, ?) WHERE key = ? AND version = ? AND expires_at > ?",
+      "UPDATE sessions SET version = ?, user_id = ?, payload = ?, expires_at = min(expires_at, coalesce(?, expires_at)) WHERE key = ? AND version = ? AND expires_at > ?",
     ),
     touch: statement("UPDATE sessions SET expires_at = ? WHERE key = ? AND expires_at > ?"),
     destroy: statement("DELETE FROM sessions WHERE key = ?"),

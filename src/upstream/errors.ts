@@ -1,3 +1,4 @@
+import { errors } from "undici";
 import { type ErrorCode, ProxyError } from "../core/errors.ts";
 
 /** What node and undici call a failure, and what RFC 9209 calls it. */
@@ -18,7 +19,6 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   UND_ERR_HEADERS_TIMEOUT: "http_response_timeout",
   UND_ERR_BODY_TIMEOUT: "connection_read_timeout",
   UND_ERR_HEADERS_OVERFLOW: "http_response_header_section_size",
-  UND_ERR_RES_CONTENT_LENGTH_MISMATCH: "http_response_incomplete",
   CERT_HAS_EXPIRED: "tls_certificate_error",
   DEPTH_ZERO_SELF_SIGNED_CERT: "tls_certificate_error",
   SELF_SIGNED_CERT_IN_CHAIN: "tls_certificate_error",
@@ -32,6 +32,12 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
  */
 export function upstreamError(error: unknown, headSeen: boolean): ProxyError {
   if (error instanceof ProxyError) return error;
+  // Two readings of the framing; undici says the same of content that ends early.
+  if (error instanceof errors.HTTPParserError || error instanceof errors.ResponseContentLengthMismatchError) {
+    return new ProxyError(headSeen ? "http_response_incomplete" : "http_protocol_error", error.message, {
+      cause: error,
+    });
+  }
   const native = firstCoded(error);
   const code = codeFor(native?.code);
   const message = native?.message ?? String(error);
@@ -42,7 +48,6 @@ export function upstreamError(error: unknown, headSeen: boolean): ProxyError {
 
 function codeFor(code: string | undefined): ErrorCode {
   if (code === undefined) return "proxy_internal_error";
-  if (code.startsWith("HPE_")) return "http_protocol_error";
   if (code.startsWith("ERR_SSL_") || code.startsWith("ERR_TLS_")) return CODES[code] ?? "tls_protocol_error";
   return CODES[code] ?? "proxy_internal_error";
 }

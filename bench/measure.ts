@@ -1,0 +1,93 @@
+import { equal, ok } from "node:assert/strict";
+import { mkdtemp } from "node:fs/promises";
+import { join } from "node:path";
+import { ITEM_BODY, ITEM_PATH } from "./answers.ts";
+import { ask, knock } from "./ask.ts";
+import { endChild, freePort, type Pins, startChild, untilReady } from "./children.ts";
+import type { LoadResult } from "./load.ts";
+import type { Options } from "./options.ts";
+import type { Peer } from "./peers.ts";
+import { cpuSeconds, residentMiB } from "./process-stats.ts";
+import { BROWSER_HEADERS, logIn, strangers, type Visitor } from "./sessions.ts";
+import type { Support } from "./surroundings.ts";
+import { validate } from "./validate.ts";
+
+/** One peer in one round. */
+export interface Sample extends LoadResult {
+  /** User and system time of the proxy process, all threads, by completed request. */
+  readonly cpuMicros: number;
+  readonly rps: number;
+  /** How much of one core the proxy used: near 1, it was the bottleneck. */
+  readonly busy: number;
+  readonly rssMiB: number;
+}
+
+export interface Bench {
+  readonly options: Options;
+  readonly pins: Pins | undefined;
+  readonly support: Support;
+  readonly folder: string;
+}
+
+/** Starts the peer, checks it, warms it up, measures it and ends it: no other peer is there meanwhile. */
+export async function measure(bench: Bench, peer: Peer): Promise<Sample> {
+  const { options, support } = bench;
+  const port = await freePort();
+  const adminPort = await freePort();
+  const child = await startPeer(bench, peer, port, adminPort);
+  const url = `http://127.0.0.1:${port}`;
+  await untilReady(child, () => knock(port));
+  const visitors = peer.gateway ? await logIn(url, options.sessions) : strangers(options.sessions);
+  await validate(peer, url, visitors);
+
+  const fire = (seconds: number) => Promise.race([support.load(order(url, options, visitors, seconds)), child.died]);
+  const collectedBefore = await support.collectedBytes();
+  const warmUp = await fire(options.warmUpSeconds);
+  const cpuBefore = cpuSeconds(child.pid);
+  const result = await fire(options.seconds);
+  const cpu = cpuSeconds(child.pid) - cpuBefore;
+  const rssMiB = residentMiB(child.pid);
+
+  if (peer.gateway) await agrees(`http://127.0.0.1:${adminPort}`, warmUp.completed + result.completed, visitors.length);
+  await endChild(child);
+  // Ending flushes the spans, so whatever was sampled has arrived now.
+  if (peer.traced) ok((await support.collectedBytes()) > collectedBefore, "spans reached the collector");
+  return {
+    ...result,
+    cpuMicros: (cpu / result.completed) * 1e6,
+    rps: result.completed / result.seconds,
+    busy: cpu / result.seconds,
+    rssMiB,
+  };
+}
+
+async function startPeer({ options, pins, support, folder }: Bench, peer: Peer, port: number, adminPort: number) {
+  const { upstream, collector, redis } = support;
+  const own = await mkdtemp(join(folder, `${peer.name}-`));
+  const { args, env } = peer.launch({ folder: own, port, adminPort, upstream, collector, redis });
+  return startChild(peer.name, [process.execPath, ...profiling(options, peer), ...args], { cpus: pins?.proxy, env });
+}
+
+function profiling({ profile }: Options, { name }: Peer): string[] {
+  if (profile === undefined) return [];
+  return ["--cpu-prof", "--cpu-prof-interval=250", `--cpu-prof-dir=${profile}`, `--cpu-prof-name=${name}.cpuprofile`];
+}
+
+function order(url: string, { connections }: Options, visitors: readonly Visitor[], seconds: number) {
+  const cookies = visitors.map((visitor) => visitor.cookie);
+  return { url: url + ITEM_PATH, connections, seconds, headers: BROWSER_HEADERS, cookies, expectBody: ITEM_BODY };
+}
+
+/** The gateway counted what the load generator did: its metrics were on, and every request had its session. */
+async function agrees(adminUrl: string, completed: number, logins: number): Promise<void> {
+  const { status, body } = await ask(`${adminUrl}/metrics`);
+  equal(status, 200, "the metrics are there");
+  const hits = sum(body, /^coatcheck_session_resolutions_total\{outcome="hit"\} (\d+)/gm);
+  const requests = sum(body, /^http_server_request_duration_seconds_count\{.*\} (\d+)/gm);
+  ok(hits >= completed, `${hits} sessions were found for ${completed} requests`);
+  ok(requests >= completed + logins, `${requests} requests were counted, ${completed} made`);
+}
+
+function sum(text: string, pattern: RegExp): number {
+  return [...text.matchAll(pattern)].reduce((total, [, count]) => total + Number(count), 0);
+}

@@ -1,0 +1,108 @@
+import { cpus, platform, release } from "node:os";
+import type { Pins } from "./children.ts";
+import type { Sample } from "./measure.ts";
+import type { Options } from "./options.ts";
+import { BASELINE, type Peer } from "./peers.ts";
+
+export interface Measured {
+  readonly peer: Peer;
+  /** One a round. */
+  readonly samples: readonly Sample[];
+}
+
+const COLUMNS = ["cpuMicros", "rps", "busy", "p50Ms", "p99Ms", "rssMiB"] as const;
+type Medians = Record<(typeof COLUMNS)[number] | "errors", number>;
+
+interface Row {
+  readonly name: string;
+  readonly about: string;
+  readonly median: Medians;
+  /** To the baseline of the same round; `undefined` when that was not measured. */
+  readonly ratio: { readonly median: number; readonly min: number; readonly max: number } | undefined;
+  readonly samples: readonly Sample[];
+}
+
+export type Report = ReturnType<typeof makeReport>;
+
+/** What was measured, where and how. */
+export function makeReport(measured: readonly Measured[], options: Options, pins: Pins | undefined) {
+  const { rounds, seconds, warmUpSeconds, connections, sessions } = options;
+  const baseline = measured.find(({ peer }) => peer.name === BASELINE)?.samples;
+  return {
+    date: new Date().toISOString(),
+    machine: {
+      cpu: cpus()[0]?.model ?? "unknown",
+      cpus: cpus().length,
+      system: `${platform()} ${release()}`,
+      node: process.version,
+      pinned: pins !== undefined,
+    },
+    parameters: { rounds, seconds, warmUpSeconds, connections, sessions },
+    peers: measured.map((one) => row(one, baseline)),
+  };
+}
+
+function row({ peer, samples }: Measured, baseline: readonly Sample[] | undefined): Row {
+  const middle = { errors: failures(samples) } as Medians;
+  for (const column of COLUMNS) middle[column] = median(samples.map((sample) => sample[column]));
+  const ratios = samples.map((sample, round) => sample.cpuMicros / (baseline?.[round]?.cpuMicros ?? Number.NaN));
+  const ratio = { median: median(ratios), min: Math.min(...ratios), max: Math.max(...ratios) };
+  return { name: peer.name, about: peer.about, median: middle, ratio: baseline && ratio, samples };
+}
+
+/** Requests that did not end with the expected answer. */
+export function failures(samples: readonly Sample[]): number {
+  return samples.reduce((sum, { errors, non2xx, mismatches }) => sum + errors + non2xx + mismatches, 0);
+}
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  const upper = sorted[middle] ?? Number.NaN;
+  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
+}
+
+export function table({ peers }: Report): string {
+  const lines = [
+    `| peer | CPU µs/request | ratio to ${BASELINE} | rps | busy | p50 ms | p99 ms | RSS MiB | errors |`,
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+  ];
+  for (const { name, median: m, ratio } of peers) {
+    const times = ratio && `**${ratio.median.toFixed(2)}** (${ratio.min.toFixed(2)}–${ratio.max.toFixed(2)})`;
+    const cells = [
+      name,
+      m.cpuMicros.toFixed(1),
+      times ?? "–",
+      m.rps.toFixed(0),
+      `${(m.busy * 100).toFixed(0)} %`,
+      m.p50Ms.toFixed(2),
+      m.p99Ms.toFixed(2),
+      m.rssMiB.toFixed(0),
+      m.errors,
+    ];
+    lines.push(`| ${cells.join(" | ")} |`);
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+export function markdown(report: Report): string {
+  const { date, machine, parameters: p, peers } = report;
+  return `# Bench results
+
+Only the ratios mean anything: the absolute numbers belong to one machine at one moment.
+
+${table(report)}
+${peers.map(({ name, about }) => `- \`${name}\`: ${about}`).join("\n")}
+
+CPU is user and system time of the proxy process with all its threads, divided by completed requests. The ratio is that
+to \`${BASELINE}\` of the same round: the median over the rounds, with the lowest and the highest. The other columns are
+medians. \`busy\` is the share of one core that the proxy used; where it is well below 100 %, the load generator was the
+limit, and rps and latencies say little about the proxy.
+
+- date: ${date}
+- machine: ${machine.cpus} × ${machine.cpu}, ${machine.system}, node ${machine.node}
+- pinned: ${machine.pinned ? "the proxy to one core, everything else to the others" : "no (taskset or a second core is missing)"}
+- parameters: ${p.rounds} rounds × ${p.seconds} s after ${p.warmUpSeconds} s of warm-up, ${p.connections} connections, ${p.sessions} sessions
+- every sample: [latest.json](latest.json)
+`;
+}
