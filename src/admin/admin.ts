@@ -52,14 +52,14 @@ async function respond(
     // Without a token, a web page whose name was pointed at 127.0.0.1 must not read this (DNS rebinding).
     return json(403, { error: "without a token, this listener answers to localhost and loopback addresses only" });
   }
-  const url = URL.canParse(req.url ?? "", "http://admin") ? new URL(req.url ?? "", "http://admin") : undefined;
-  const endpoint = url === undefined ? undefined : endpoints.get(url.pathname);
+  const [path = "", query] = (req.url ?? "").split("?", 2);
+  const endpoint = endpoints.get(path);
   if (tokenHash !== undefined && endpoint?.open !== true && !isAuthorized(req.headers.authorization, tokenHash)) {
     return json(401, { error: "send the admin token: Authorization: Bearer …" });
   }
-  if (url === undefined || endpoint === undefined) return json(404, { error: "not found; see / for what is here" });
+  if (endpoint === undefined) return json(404, { error: "not found; see / for what is here" });
   if (req.method !== "GET" && req.method !== "HEAD") return json(405, { error: "only GET and HEAD here" });
-  return endpoint.reply(url.searchParams);
+  return endpoint.reply(new URLSearchParams(query));
 }
 
 function adminEndpoints({ observer, version, isDraining, checkStore }: AdminOptions): ReadonlyMap<string, Endpoint> {

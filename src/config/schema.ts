@@ -39,7 +39,13 @@ function duration(bounds: { min: string; max: string }) {
 /** A whole number; digits in a text too, because `${PORT}` gives a text. */
 function whole(min: number, max: number) {
   const fromText = (value: unknown) => (typeof value === "string" && /^\d{1,15}$/.test(value) ? Number(value) : value);
-  return z.preprocess(fromText, z.int({ error: "a whole number is expected" }).min(min).max(max));
+  return z.preprocess(
+    fromText,
+    z
+      .int({ error: `must be a whole number from ${min} to ${max}` })
+      .min(min)
+      .max(max),
+  );
 }
 
 function url(schemes: readonly string[], example: string) {
@@ -218,6 +224,7 @@ function sourceProblem(source: string): string | undefined {
 
 const upstreamUrl = url(["http://", "https://"], "http://10.0.0.5:3000").refine(
   (text) =>
+    !/^https?:/.test(text) ||
     !URL.canParse(text) ||
     (new URL(text).pathname === "/" &&
       new URL(text).search === "" &&

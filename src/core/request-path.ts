@@ -12,7 +12,9 @@ const NOTHING: readonly string[] = [];
 export function readings(path: string): readonly string[] {
   if (isPlain(path)) return NOTHING;
   const decodedOnce = decode(path);
-  const all = new Set([resolveDots(path), resolveDots(decodedOnce), resolveDots(decode(decodedOnce))]);
+  const decodedTwice = decode(decodedOnce);
+  const spellings = [path, decodedOnce, decodedTwice];
+  const all = new Set([...spellings, ...spellings.map(resolveDots)]);
   for (const reading of [...all]) all.add(resolveDots(reading.replace(/;[^/]*/g, "")));
   all.delete(path);
   return [...all];

@@ -5,7 +5,6 @@ export interface OpenStoreOptions {
   /** Milliseconds since the epoch. */
   readonly now: () => number;
   readonly absoluteTimeoutMs: number;
-  readonly onConnection?: (up: boolean, reason: string) => void;
 }
 
 /**

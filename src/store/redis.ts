@@ -68,8 +68,6 @@ export interface RedisStoreOptions {
   readonly now?: () => number;
   /** Longest life of a session, milliseconds: how long the index of a user has to remember it. */
   readonly absoluteTimeoutMs: number;
-  /** Told when the connection comes up or goes down. */
-  readonly onConnection?: (up: boolean, reason: string) => void;
 }
 
 /** Sessions in one Redis (7 or later). It starts without the server and finds it when it comes. */
@@ -95,16 +93,12 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       // After a failover the old master answers READONLY, a restarted server LOADING: connect again, and ask there.
       reconnectOnError: (error) => /^(READONLY|LOADING)/.test(error.message),
     });
-    let lastError = "";
-    redis.on("error", (error: Error) => {
-      lastError = error.message;
-    });
+    // Each operation that fails because of it says so; without a listener ioredis would print it.
+    redis.on("error", () => {});
     this.#firstAnswer = new Promise((resolve) => {
       redis.once("ready", resolve);
       redis.once("close", resolve);
     });
-    redis.on("ready", () => options.onConnection?.(true, ""));
-    redis.on("close", () => options.onConnection?.(false, lastError));
     for (const [name, lua] of Object.entries(SCRIPTS)) redis.defineCommand(name, { numberOfKeys: 1, lua });
     this.#redis = redis as Scripted;
   }

@@ -1,0 +1,256 @@
+/** The configuration: everything that is wrong is said at once, with its path and what to do. */
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import t from "tap";
+import { loadConfigFile, loadConfigText, maskSettings } from "../src/config/load.ts";
+import { ConfigError } from "../src/config/problems.ts";
+import { parseDuration } from "../src/config/units.ts";
+import { temporaryFolder } from "./support/servers.ts";
+
+const SECRET = "s".repeat(40);
+const MINIMAL = "routes: [{ upstream: 'http://localhost:3000' }]";
+
+function problemsOf(text: string, environment: Record<string, string> = {}): readonly string[] {
+  try {
+    loadConfigText(text, environment);
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems;
+    throw error;
+  }
+  return [];
+}
+
+t.test("one route is enough, everything else has a default", async (t) => {
+  const { config } = loadConfigText(MINIMAL, {});
+  t.match(config, {
+    listen: { host: "0.0.0.0", port: 8080, trustedProxies: [] },
+    admin: { host: "127.0.0.1", port: 9090, token: undefined },
+    store: "sqlite:./sessions.db",
+    session: { idleTimeoutMs: 1_800_000, absoluteTimeoutMs: 43_200_000, ephemeralSecret: true },
+    routes: [{ id: "*/", session: "required", write: undefined, loginRedirect: undefined }],
+    observe: { traces: { ratio: 0.01, slowerThanMs: 1000, exported: false } },
+  });
+  t.match(config.session.cookie, {
+    name: "__Host-session",
+    secure: true,
+    sameSite: "Lax",
+    path: "/",
+    secrets: [/^[\w-]{43}$/],
+  });
+  t.ok(Object.isFrozen(config) && Object.isFrozen(config.session.cookie));
+});
+
+t.test("the whole contract of design §4 that this version knows is accepted", async (t) => {
+  const text = `
+listen: { host: 0.0.0.0, port: 8080, trustedProxies: [10.0.0.0/8, "::1"] }
+admin: { host: 0.0.0.0, port: 9090, token: "\${COATCHECK_ADMIN_TOKEN}" }
+store: rediss://user:password@redis.example:6380/2
+session:
+  idleTimeout: 30m
+  absoluteTimeout: 12h
+  cookie: { name: sid, secrets: ["\${COATCHECK_SECRET}"], sameSite: Strict, secure: true, path: /, domain: example.com }
+identity:
+  headers: { X-User-Id: /user/id, X-Cart: /data/cart, X-Session-Handle: handle }
+routes:
+  - match: { host: app.example.com, path: /admin }
+    upstream: http://10.0.0.5:3000
+    session: required
+    onMissing: { redirect: /login }
+    write: [user, cart]
+  - match: { host: app.example.com, path: / }
+    upstream: { targets: [https://10.0.0.5:3000], timeouts: { connect: 1s, firstByte: 10s, idle: 1m } }
+    session: optional
+    onMissing: 401
+  - upstream: [http://127.0.0.1:3000]
+    session: none
+observe:
+  log: { level: info, access: all }
+  traces: { ratio: 0.01, slowerThan: 1s, errors: true }
+  recorder: { exchanges: 1000, slow: 200, errors: 200 }
+`;
+  const { config, settings } = loadConfigText(text, { COATCHECK_ADMIN_TOKEN: SECRET, COATCHECK_SECRET: SECRET });
+  t.same(
+    config.routes.map((route) => route.id),
+    ["app.example.com/admin", "app.example.com/", "*/"],
+  );
+  t.equal(config.upstreams[1]?.firstByteTimeoutMs, 10_000);
+  const shown = JSON.stringify(maskSettings(settings));
+  t.notMatch(shown, SECRET);
+  t.notMatch(shown, "password");
+  t.match(shown, "rediss://user:***@redis.example:6380/2");
+  t.match(shown, "*** (40 characters)");
+});
+
+t.test("every problem is reported, with its path", async (t) => {
+  const problems = problemsOf(`
+listne: {}
+listen: { port: 99999, trustedProxies: [10.0.0.0/99, everyone] }
+admin: { host: 0.0.0.0 }
+store: mysql://localhost
+session:
+  idleTimeuot: 30m
+  absoluteTimeout: 12 hours
+  cookie: { name: __Host-session, secrets: [short], domain: example.com, sameSite: lax }
+identity: { headers: { X_User: /user/id, Host: handle, X-Ok: /secret, X-User-Id: /user/id, x-user-id: /user/id } }
+routes:
+  - { upstream: "localhost:3000", sesion: required }
+  - { match: { path: admin }, upstream: "http://a/base", write: [__proto__], session: none }
+  - { match: { host: "Example.com:80" }, upstream: [http://a, http://b], onMissing: 403 }
+observe: { log: { level: loud }, traces: { ratio: 2 } }
+`);
+  const expected = [
+    'listne: unknown key; did you mean "listen"?',
+    "listen.port: must be a whole number from 0 to 65535",
+    "listen.trustedProxies[0]: must be an address or a CIDR block",
+    "listen.trustedProxies[1]: must be an address or a CIDR block",
+    "admin.token: is required when admin.host is not loopback",
+    "store: ",
+    'session.idleTimeuot: unknown key; did you mean "idleTimeout"?',
+    'session.absoluteTimeout: "12 hours" is not a duration',
+    "session.cookie.secrets[0]: must have at least 32 characters; make one with: openssl rand -base64 32",
+    "session.cookie.sameSite: ",
+    "identity.headers.X_User: a header name has letters, digits and dashes only",
+    'identity.headers.Host: "Host" has a meaning of its own',
+    'identity.headers.X-Ok: "/secret" is neither',
+    'identity.headers.x-user-id: is the same header as "X-User-Id"',
+    'routes[0].sesion: unknown key; did you mean "session"?',
+    "routes[0].upstream.targets[0]: ",
+    'routes[1].match.path: must begin with "/"',
+    "routes[1].upstream.targets[0]: must be scheme, host and port only",
+    "routes[1].write[0]: is not a name for a session key",
+    'routes[1].write: needs session "optional" or "required"',
+    "routes[2].match.host: must be a host name in lower case",
+    "routes[2].upstream.targets: exactly one target",
+    "routes[2].onMissing: must be 401 or { redirect: /login }",
+    "observe.log.level: ",
+    "observe.traces.ratio: ",
+  ];
+  for (const start of expected)
+    t.ok(
+      problems.some((problem) => problem.startsWith(start)),
+      start,
+    );
+  t.equal(problems.length, expected.length, problems.join("\n"));
+});
+
+t.test("rules between keys", async (t) => {
+  const cases: [text: string, problem: RegExp][] = [
+    ["session: { cookie: { secure: false } }", /cookie\.secure: browsers refuse the cookie name/],
+    [
+      "session: { cookie: { domain: example.com } }",
+      /cookie\.domain: browsers refuse a "__Host-" cookie with a domain/,
+    ],
+    ["session: { cookie: { path: /a } }", /cookie\.path: browsers refuse/],
+    [
+      "session: { cookie: { name: s, secure: false, sameSite: None } }",
+      /cookie\.secure: browsers refuse SameSite=None/,
+    ],
+  ];
+  for (const [text, problem] of cases) t.match(problemsOf(`${text}\n${MINIMAL}`), [problem], text);
+  t.match(problemsOf("routes: [{ upstream: 'http://a', session: none, write: [user] }]"), [/write: needs session/]);
+  t.match(problemsOf("routes: [{ upstream: 'http://a', session: optional, onMissing: { redirect: /login } }]"), [
+    /onMissing: has a meaning only with/,
+  ]);
+  t.match(problemsOf("routes: [{ upstream: 'http://a' }, { upstream: 'http://b', match: { path: / } }]"), [
+    /routes\[1\]\.match: is the same as that of routes\[0\]/,
+  ]);
+  t.match(problemsOf("routes: [{ upstream: 'http://a', onMissing: { redirect: //evil.example } }]"), [/redirect/]);
+  t.match(problemsOf("routes: []"), [/routes: at least one route/]);
+  t.match(problemsOf(""), [/routes: /]);
+  t.match(problemsOf("just a text"), [/top level/]);
+});
+
+t.test("environment variables: an unset one is a problem of its own, once", async (t) => {
+  const text = `session: { cookie: { secrets: ["\${ONE}", "\${TWO}"] } }\nlisten: { port: "\${PORT}" }\n${MINIMAL}`;
+  t.same(problemsOf(text, { ONE: SECRET }), [
+    "session.cookie.secrets[1]: the environment variable TWO is not set",
+    "listen.port: the environment variable PORT is not set",
+  ]);
+  t.equal(loadConfigText(text, { ONE: SECRET, TWO: SECRET, PORT: "8081" }).config.listen.port, 8081);
+});
+
+t.test("problems never show a secret", async (t) => {
+  const problems = problemsOf(
+    `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] } }\nadmin: { token: hunter2 }\n${MINIMAL}`,
+  );
+  t.equal(problems.length, 3);
+  t.notMatch(problems.join("\n"), "hunter2");
+});
+
+t.test("YAML that cannot be read", async (t) => {
+  t.match(problemsOf("a: [1"), [/line 1/]);
+  t.match(problemsOf("a: 1\na: 2"), [/unique/]);
+  const bomb = `a: &a [x,x,x,x,x,x,x,x,x]\n${"bcdefgh"
+    .split("")
+    .map((name, i) => `${name}: &${name} [${`*${"abcdefg"[i]},`.repeat(9)}]`)
+    .join("\n")}`;
+  t.throws(() => loadConfigText(bomb, {}), "an alias bomb is refused");
+});
+
+t.test("a file that is not there or too large", async (t) => {
+  t.throws(() => loadConfigFile("/does/not/exist.yaml", {}), { message: /cannot be read/ });
+  const file = join(await temporaryFolder(t), "large.yaml");
+  await writeFile(file, `# ${"x".repeat(1024 * 1024)}\n${MINIMAL}`);
+  t.throws(() => loadConfigFile(file, {}), { message: /is larger than/ });
+});
+
+t.test("random values: a problem or a configuration, never another exception", async (t) => {
+  const values = [
+    "null",
+    "1",
+    "-1",
+    "true",
+    "''",
+    "'x'",
+    "[]",
+    "{}",
+    "[[]]",
+    "{a: {}}",
+    "1e999",
+    ".nan",
+    "'$" + "{X}'",
+    "2026-11-20",
+    "!!binary aGk=",
+  ];
+  const keys = [
+    "listen",
+    "admin",
+    "store",
+    "session",
+    "identity",
+    "routes",
+    "observe",
+    "shutdown",
+    "listen: {port",
+    "session: {cookie",
+    "routes: [{upstream",
+    "routes: [{match",
+    "identity: {headers",
+    "__proto__",
+    "constructor",
+  ];
+  for (const key of keys) {
+    for (const value of values) {
+      const close = [...key]
+        .reverse()
+        .map((character) => ({ "{": "}", "[": "]" })[character] ?? "")
+        .join("");
+      t.doesNotThrow(() => problemsOf(`${key}: ${value}${close}`), `${key}: ${value}`);
+    }
+  }
+});
+
+t.test("durations", async (t) => {
+  const cases: [string, number | undefined][] = [
+    ["250ms", 250],
+    ["30s", 30_000],
+    ["1.5h", 5_400_000],
+    ["7d", 604_800_000],
+    ["30", undefined],
+    ["", undefined],
+    ["-1s", undefined],
+    ["1 s", undefined],
+    ["1w", undefined],
+  ];
+  for (const [text, ms] of cases) t.equal(parseDuration(text), ms, text);
+});

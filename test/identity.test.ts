@@ -1,0 +1,73 @@
+/** Values of identity headers: printable, unambiguous, and never a way to begin a new header line. */
+import t from "tap";
+import { headerValue, IdentityHeaders, MAX_IDENTITY_VALUE_LENGTH } from "../src/core/identity.ts";
+import type { Json } from "../src/core/json.ts";
+import { parsePointer, valueAt } from "../src/core/json.ts";
+import type { Session } from "../src/core/session.ts";
+
+t.test("values", async (t) => {
+  const cases: [value: Json | undefined, text: string][] = [
+    [undefined, ""],
+    [null, ""],
+    ["", ""],
+    ["Ada Lovelace", "Ada Lovelace"],
+    ["Zoë", "Zo%C3%AB"],
+    ["100%", "100%25"],
+    ["a,b", "a,b"],
+    ["a\r\nX-User-Id: 1", "a%0D%0AX-User-Id: 1"],
+    [" x ", "x"],
+    ["\0", "%00"],
+    ["\ud800", "%EF%BF%BD"],
+    ["😀", "%F0%9F%98%80"],
+    [42, "42"],
+    [true, "true"],
+    [["admin", "staff"], "admin,staff"],
+    [["a,b", "c"], "a%2Cb,c"],
+    [[1, "zoë", null], "1,zo%C3%AB,null"],
+    [[], ""],
+    [{ a: "ë" }, '{"a":"%C3%AB"}'],
+    [[{ a: 1 }], '[{"a":1}]'],
+    ["x".repeat(MAX_IDENTITY_VALUE_LENGTH + 1), ""],
+  ];
+  for (const [value, text] of cases) t.equal(headerValue(value), text, JSON.stringify(value)?.slice(0, 40));
+});
+
+t.test("every text comes back by decodeURIComponent, and is one line of printable ASCII", async (t) => {
+  for (let i = 0; i < 5_000; i++) {
+    const text = String.fromCodePoint(
+      ...Array.from({ length: 8 }, () => Math.floor(Math.random() * (i % 2 ? 0x200 : 0xd7ff))),
+    ).trim();
+    const encoded = headerValue(text);
+    if (!/^[\x20-\x7e]*$/.test(encoded)) t.fail(JSON.stringify(text));
+    if (decodeURIComponent(encoded) !== text) t.fail(JSON.stringify(text));
+  }
+  t.pass();
+});
+
+t.test("pointers reach own properties only", async (t) => {
+  const root = JSON.parse('{"user":{"id":"1","__proto__":{"admin":true}},"list":[10],"a/b":{"~":1}}');
+  const at = (pointer: string) => valueAt(root, parsePointer(pointer));
+  t.equal(at("/user/id"), "1");
+  t.equal(at("/list/0"), 10);
+  t.equal(at("/a~1b/~0"), 1);
+  t.same(at("/user/__proto__"), { admin: true }, "as data");
+  for (const pointer of ["/user/constructor", "/toString", "/list/length/x", "/user/id/0", "/missing/deep", "/list/-1"])
+    t.equal(at(pointer), undefined, pointer);
+  t.throws(() => parsePointer("user"), TypeError);
+});
+
+t.test("all headers are set, with or without a session", async (t) => {
+  const headers = new IdentityHeaders({
+    "X-User-Id": "/user/id",
+    "X-Cart": "/data/cart",
+    "X-Created": "/createdAt",
+    "X-Session-Handle": "handle",
+  });
+  const session: Session = { user: { id: "1" }, data: {}, createdAt: 5, expiresAt: 6, version: 1 };
+  const fields: string[] = [];
+  t.same(headers.inject(fields, session, "abc"), ["X-User-Id", "X-Created", "X-Session-Handle"]);
+  t.same(fields, ["X-User-Id", "1", "X-Cart", "", "X-Created", "5", "X-Session-Handle", "abc"]);
+  const empty: string[] = [];
+  t.same(headers.inject(empty, undefined, undefined), []);
+  t.same(empty, ["X-User-Id", "", "X-Cart", "", "X-Created", "", "X-Session-Handle", ""]);
+});
