@@ -133,6 +133,17 @@ observe: { log: { level: loud }, traces: { ratio: 2 } }
   t.equal(problems.length, expected.length, problems.join("\n"));
 });
 
+t.test("keys of later versions are named as such, not as mistakes", async (t) => {
+  const text =
+    "workers: auto\nsession: { bind: none, maxPerUser: 3 }\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
+  t.same(problemsOf(text), [
+    "session.bind: not supported by this version",
+    "session.maxPerUser: not supported by this version",
+    "routes[0].upstream.balance: not supported by this version",
+    "workers: not supported by this version",
+  ]);
+});
+
 t.test("rules between keys", async (t) => {
   const cases: [text: string, problem: RegExp][] = [
     ["session: { cookie: { secure: false } }", /cookie\.secure: browsers refuse the cookie name/],

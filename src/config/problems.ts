@@ -25,12 +25,30 @@ export function formatPath(path: Path): string {
   return text === "" ? "(top level)" : text;
 }
 
+/** Keys of the configuration contract that this version does not have yet: not mistakes, but not obeyed either. */
+const PLANNED: ReadonlySet<string> = new Set([
+  "workers",
+  "cache",
+  "listen.tls",
+  "session.bind",
+  "session.onMismatch",
+  "session.maxPerUser",
+  "session.encryptionKeys",
+  "routes[].upstream.balance",
+  "routes[].upstream.health",
+]);
+
 /** Lines for a schema error; an unknown key comes with the nearest known one. */
 export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {
   return issues.flatMap((issue) => {
     if (issue.code !== "unrecognized_keys") return [`${formatPath(issue.path)}: ${issue.message}`];
     const known = knownKeys(issue.path);
-    return issue.keys.map((key) => `${formatPath([...issue.path, key])}: unknown key${hint(key, known)}`);
+    return issue.keys.map((key) => {
+      const path = formatPath([...issue.path, key]);
+      return PLANNED.has(path.replace(/\[\d+\]/g, "[]"))
+        ? `${path}: not supported by this version`
+        : `${path}: unknown key${hint(key, known)}`;
+    });
   });
 }
 

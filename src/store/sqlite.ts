@@ -56,8 +56,7 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   constructor(path: string, now: () => number = Date.now) {
     super();
     this.#now = now;
-    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
-    database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;");
+    const database = openDatabase(path);
     const version = database.prepare("PRAGMA user_version").get()?.user_version;
     if (typeof version === "number" && version > SCHEMA_VERSION) {
       database.close();
@@ -149,6 +148,17 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     try {
       this.#statements.sweep.run(this.#now() - EXPIRED_GRACE_MS, SWEEP_ROWS);
     } catch {}
+  }
+}
+
+function openDatabase(path: string): DatabaseSync {
+  try {
+    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
+    database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;");
+    return database;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new Error(`the SQLite file ${path} cannot be opened: ${reason}`, { cause: error });
   }
 }
 

@@ -1,0 +1,108 @@
+/** What is published: built JavaScript, types, the example of the demo, and nothing else; and it runs as installed. */
+import { execFileSync } from "node:child_process";
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import t from "tap";
+import { renderDocs } from "../scripts/generate-docs.ts";
+import { run } from "./support/command.ts";
+import { temporaryFolder } from "./support/servers.ts";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+
+t.test("npm pack holds only what is needed to run, and the installed package works", async (t) => {
+  const folder = await temporaryFolder(t);
+  const npm = (...args: string[]) =>
+    execFileSync("npm", args, { cwd: ROOT, encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+  npm("run", "--silent", "build");
+  const [packed] = JSON.parse(npm("pack", "--json", "--ignore-scripts", "--pack-destination", folder));
+  const files: string[] = packed.files.map((file: { path: string }) => file.path);
+  for (const file of files) {
+    t.match(
+      file,
+      /^(dist\/[\w./-]+\.(js|d\.ts)|examples\/legacy-shop\/server\.mjs|package\.json|README\.md|LICENSE|CHANGELOG\.md)$/,
+    );
+  }
+  for (const file of [
+    "dist/main.js",
+    "dist/index.js",
+    "dist/index.d.ts",
+    "dist/store/contract.js",
+    "dist/store/contract.d.ts",
+    "examples/legacy-shop/server.mjs",
+    "LICENSE",
+    "README.md",
+  ]) {
+    t.ok(files.includes(file), file);
+  }
+
+  // Installed as npm would, with the dependencies of this checkout.
+  const modules = join(folder, "node_modules");
+  mkdirSync(join(modules, "coatcheck"), { recursive: true });
+  execFileSync("tar", [
+    "-xzf",
+    join(folder, packed.filename),
+    "--strip-components=1",
+    "-C",
+    join(modules, "coatcheck"),
+  ]);
+  const { dependencies } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
+  for (const name of Object.keys(dependencies)) {
+    if (name.includes("/")) mkdirSync(join(modules, name, ".."), { recursive: true });
+    symlinkSync(join(ROOT, "node_modules", name), join(modules, name));
+  }
+  const main = join(modules, "coatcheck/dist/main.js");
+  t.match(await run(t, ["--version"], {}, { main }), { status: 0, stdout: /^\d/ });
+
+  writeFileSync(join(folder, "package.json"), '{"type":"module"}');
+  writeFileSync(
+    join(folder, "embed.ts"),
+    `import { Gateway, loadConfig, type SessionStore } from "coatcheck";
+     import { storeContract } from "coatcheck/store-contract";
+     const { config } = loadConfig({ store: "memory:", listen: { port: 0 }, admin: { port: 0 }, routes: [{ upstream: "http://127.0.0.1:9" }] }, {});
+     const gateway = await Gateway.create(config);
+     await gateway.listen();
+     const reply = await fetch(gateway.url);
+     await gateway.close();
+     const store: SessionStore | undefined = undefined;
+     console.log(reply.status, storeContract.length > 10, store === undefined);`,
+  );
+  const embedded = execFileSync(process.execPath, [join(folder, "embed.ts")], { cwd: folder, encoding: "utf8" });
+  t.match(embedded, /^401 true true$/m);
+  symlinkSync(join(ROOT, "node_modules/@types"), join(modules, "@types"));
+  const options = [
+    "--noEmit",
+    "--strict",
+    "--skipLibCheck",
+    "--module",
+    "nodenext",
+    "--target",
+    "es2024",
+    "--types",
+    "node",
+  ];
+  t.doesNotThrow(
+    () => execFileSync(join(ROOT, "node_modules/.bin/tsc"), [...options, join(folder, "embed.ts")], { cwd: folder }),
+    "the types serve",
+  );
+});
+
+t.test("an old Node gets one line, not a stack", async (t) => {
+  const main = readFileSync(join(ROOT, "src/main.ts"), "utf8");
+  t.match(main, /needs Node/);
+  t.notMatch(main, /^import /m, "nothing is loaded before the check");
+});
+
+t.test("generated documents are up to date", async (t) => {
+  for (const [file, text] of Object.entries(renderDocs()))
+    t.equal(readFileSync(join(ROOT, file), "utf8"), text, `${file}: npm run docs`);
+});
+
+t.test("the configuration examples in the documents are valid", async (t) => {
+  const { loadConfigText } = await import("../src/config/load.ts");
+  const environment = { COATCHECK_SECRET: "x".repeat(32), COATCHECK_ADMIN_TOKEN: "x".repeat(32) };
+  for (const file of ["README.md", "docs/configuration.md", "docs/architecture.md"]) {
+    const blocks = [...readFileSync(join(ROOT, file), "utf8").matchAll(/```yaml\n([\s\S]*?)```/g)];
+    for (const [, text = ""] of blocks) t.doesNotThrow(() => loadConfigText(text, environment, file), text);
+  }
+});

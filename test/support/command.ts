@@ -1,0 +1,55 @@
+/** The command line, as a process of its own. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { fileURLToPath } from "node:url";
+import type { Teardown } from "./servers.ts";
+
+const MAIN = fileURLToPath(new URL("../../src/main.ts", import.meta.url));
+
+export interface Running {
+  readonly child: ChildProcess;
+  readonly stdout: () => string;
+  readonly stderr: () => string;
+  /** Exit status, or the signal that ended it. */
+  readonly ended: Promise<number | NodeJS.Signals>;
+}
+
+/** Starts `coatcheck …`; the environment is what is given and nothing else. */
+export function command(
+  t: Teardown,
+  args: readonly string[],
+  environment: Record<string, string> = {},
+  options: { main?: string; cwd?: string } = {},
+): Running {
+  const { main = MAIN, cwd } = options;
+  const child = spawn(process.execPath, [main, ...args], {
+    env: { PATH: process.env.PATH, ...environment },
+    stdio: ["ignore", "pipe", "pipe"],
+    ...(cwd && { cwd }),
+  });
+  let [stdout, stderr] = ["", ""];
+  child.stdout.setEncoding("utf8").on("data", (piece) => {
+    stdout += piece;
+  });
+  child.stderr.setEncoding("utf8").on("data", (piece) => {
+    stderr += piece;
+  });
+  const ended = once(child, "close").then(([code, signal]) => code ?? signal);
+  t.teardown(async () => {
+    child.kill("SIGKILL");
+    await ended;
+  });
+  return { child, stdout: () => stdout, stderr: () => stderr, ended };
+}
+
+/** Runs a command to its end. */
+export async function run(
+  t: Teardown,
+  args: readonly string[],
+  environment: Record<string, string> = {},
+  options: { main?: string; cwd?: string } = {},
+) {
+  const running = command(t, args, environment, options);
+  const status = await running.ended;
+  return { status, stdout: running.stdout(), stderr: running.stderr() };
+}
