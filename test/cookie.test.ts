@@ -47,7 +47,7 @@ t.test("attributes follow the settings", async (t) => {
 });
 
 const bad: Record<string, [value: string, verdict: string]> = {
-  "tampered token": [`A${good.slice(1)}`.replace(/^AA/, "BA"), "bad-signature"],
+  "tampered token": [(good.startsWith("A") ? "B" : "A") + good.slice(1), "bad-signature"],
   "tampered signature": [good.slice(0, -2) + (good.at(-2) === "A" ? "B" : "A") + good.at(-1), "bad-signature"],
   "last character changed to one that decodes to the same octets": [
     good.slice(0, -1) + nextInBase64(good.at(-1) ?? "A"),
