@@ -67,6 +67,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   switch (command) {
     case "serve": {
       const gateway = await Gateway.create(load(values, environment).config);
+      guard(gateway);
       await gateway.listen();
       return untilSignal(() => gateway.close());
     }
@@ -130,6 +131,21 @@ function load(options: Options, environment: Environment): { settings: Settings;
     routes: [{ upstream, session: "optional", write: (write ?? "user").split(",").map((key) => key.trim()) }],
   };
   return loadConfig(settings, environment, "command line");
+}
+
+/**
+ * What nobody caught: logged, with the lines that are still waiting, before the process ends. A supervisor starts it
+ * again; going on in an unknown state could mix up requests. A promise that nobody waited for is only logged: no
+ * request can depend on it, and one client must not be able to end the process (CVE-2024-21536).
+ */
+function guard(gateway: Gateway): void {
+  const { log } = gateway.observer;
+  process.on("unhandledRejection", (reason) => log.unexpected(reason));
+  process.on("uncaughtException", (error) => {
+    log.unexpected(error);
+    log.flush();
+    process.exit(FAILED);
+  });
 }
 
 /** Serves until SIGTERM or SIGINT, then ends in order; a second signal ends at once. */

@@ -1,6 +1,7 @@
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import type { Exchange, StripClass } from "../core/exchange.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
+import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 
 /**
@@ -53,27 +54,17 @@ export class Metrics {
   }
 
   requestEnded(exchange: Exchange): void {
-    const { scheme, methodLabel, error } = exchange;
+    const { scheme, methodLabel } = exchange;
     this.#active[scheme].set(methodLabel, (this.#active[scheme].get(methodLabel) ?? 1) - 1);
-    const exemplarLabels = exchange.sampled ? { trace_id: exchange.traceId } : {};
+    const traceId = exchange.sampled ? exchange.traceId : undefined;
     const durationMs = exchange.endedMs ?? 0;
-    this.#serverDuration.observe({
-      labels: {
-        http_request_method: methodLabel,
-        http_response_status_code: exchange.status,
-        http_route: exchange.route?.id ?? "none",
-        url_scheme: scheme,
-        ...errorType(error),
-      },
-      value: durationMs / 1000,
-      exemplarLabels,
-    });
+    this.#serverSeries(exchange).observe(durationMs / 1000, traceId);
     let upstreamMs = 0;
     if (exchange.forwardedMs !== undefined) {
       upstreamMs = (exchange.upstreamEndMs ?? durationMs) - exchange.forwardedMs;
-      this.#observeUpstream(exchange, upstreamMs, exemplarLabels);
+      this.#clientSeries(exchange).observe(upstreamMs / 1000, traceId);
     }
-    this.#overhead.observe({ value: Math.max(0, durationMs - upstreamMs) / 1000, exemplarLabels });
+    this.#overhead.series("", () => ({})).observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
     if (exchange.session !== "not-asked") this.#resolutions.inc({ outcome: exchange.session });
     for (const stripClass in exchange.stripped) {
       this.#stripped.inc({ class: stripClass }, exchange.stripped[stripClass as StripClass] ?? 0);
@@ -84,25 +75,33 @@ export class Metrics {
     }
   }
 
-  #observeUpstream(exchange: Exchange, durationMs: number, exemplarLabels: Record<string, string>): void {
-    const { upstreamStatus, upstream = "" } = exchange;
-    const colon = upstream.lastIndexOf(":");
-    this.#clientDuration.observe({
-      labels: {
-        http_request_method: exchange.methodLabel,
+  #serverSeries({ scheme, methodLabel, status, route, error }: Exchange): Series {
+    const http_route = route?.id ?? "none";
+    return this.#serverDuration.series(`${http_route} ${methodLabel} ${status} ${scheme} ${error}`, () => ({
+      http_request_method: methodLabel,
+      http_response_status_code: status,
+      http_route,
+      url_scheme: scheme,
+      ...errorType(error),
+    }));
+  }
+
+  #clientSeries({ methodLabel, upstream = "", upstreamStatus, error }: Exchange): Series {
+    return this.#clientDuration.series(`${upstream} ${methodLabel} ${upstreamStatus} ${error}`, () => {
+      const colon = upstream.lastIndexOf(":");
+      return {
+        http_request_method: methodLabel,
         server_address: upstream.slice(0, colon),
         server_port: upstream.slice(colon + 1),
         ...(upstreamStatus !== undefined && { http_response_status_code: upstreamStatus }),
-        ...errorType(exchange.error),
-      },
-      value: durationMs / 1000,
-      exemplarLabels,
+        ...errorType(error),
+      };
     });
   }
 
   storeOperation(operation: string, status: string, store: string, seconds: number): void {
     this.#operations.inc({ operation, status, store });
-    this.#operationDuration.observe({ labels: { operation, store }, value: seconds });
+    this.#operationDuration.series(`${operation} ${store}`, () => ({ operation, store })).observe(seconds);
   }
 
   storeUp(store: string, up: boolean): void {
@@ -121,16 +120,11 @@ export class Metrics {
     this.#spansDropped.inc(count);
   }
 
-  #histogram(name: MetricName): Histogram {
-    const { help, labels, buckets }: MetricDefinition = METRICS[name];
-    return new Histogram({
-      name,
-      help,
-      labelNames: [...labels],
-      buckets: [...(buckets ?? [])],
-      registers: [this.#registry],
-      enableExemplars: true,
-    });
+  #histogram(name: MetricName): PathHistogram {
+    const histogram = new PathHistogram(name, METRICS[name]);
+    // The registry asks for a name, a type and `get`; its types ask for one of prom-client's own classes.
+    this.#registry.registerMetric(histogram as unknown as Metric);
+    return histogram;
   }
 
   #counter(name: MetricName): Counter {

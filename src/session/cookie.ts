@@ -36,6 +36,15 @@ export interface IssuedCookie {
   readonly setCookie: string;
 }
 
+/** Verified signatures that are remembered; the oldest goes first. */
+const REMEMBERED = 10_000;
+
+/** A signature that verified, by the key that its token opens: neither is a credential without the token. */
+interface Verified {
+  readonly signature: string;
+  readonly secret: number;
+}
+
 const NO_KEYS: readonly SessionKey[] = [];
 
 /**
@@ -47,6 +56,8 @@ export class SessionCookie {
   readonly #secrets: readonly KeyObject[];
   readonly #attributes: string;
   readonly #maxAgeSeconds: number;
+  /** Spares a visitor's second request the HMAC, which cost a tenth of the CPU of a request. */
+  readonly #verified = new Map<SessionKey, Verified>();
   readonly #expected = Buffer.alloc(SIGNATURE_LENGTH);
   readonly #presented = Buffer.alloc(SIGNATURE_LENGTH);
 
@@ -85,26 +96,37 @@ export class SessionCookie {
         continue;
       }
       const token = value.slice(0, TOKEN_LENGTH);
-      const secret = this.#verifyingSecret(token, value.slice(TOKEN_LENGTH + 1));
+      const key = keyOf(token);
+      const secret = this.#verifyingSecret(token, key, value.slice(TOKEN_LENGTH + 1));
       if (secret === undefined) {
         if (verdict !== "valid") verdict = "bad-signature";
         continue;
       }
       verdict = "valid";
       firstSecret ??= secret;
-      const key = keyOf(token);
       if (!keys.includes(key)) keys.push(key);
     }
     return { verdict, keys, secret: firstSecret, others };
   }
 
-  #verifyingSecret(token: string, signature: string): number | undefined {
+  #verifyingSecret(token: string, key: SessionKey, signature: string): number | undefined {
     this.#presented.write(signature, 0, SIGNATURE_LENGTH, "latin1");
-    for (let i = 0; i < this.#secrets.length; i++) {
-      this.#expected.write(this.#sign(token, this.#secrets[i] as KeyObject), 0, SIGNATURE_LENGTH, "latin1");
-      if (timingSafeEqual(this.#expected, this.#presented)) return i;
+    const before = this.#verified.get(key);
+    if (before !== undefined && this.#matches(before.signature)) return before.secret;
+    for (let secret = 0; secret < this.#secrets.length; secret++) {
+      const expected = this.#sign(token, this.#secrets[secret] as KeyObject);
+      if (!this.#matches(expected)) continue;
+      if (this.#verified.size >= REMEMBERED) this.#verified.delete(this.#verified.keys().next().value as SessionKey);
+      this.#verified.set(key, { signature: expected, secret });
+      return secret;
     }
     return undefined;
+  }
+
+  /** Compares with the signature in `#presented`, in constant time. */
+  #matches(signature: string): boolean {
+    this.#expected.write(signature, 0, SIGNATURE_LENGTH, "latin1");
+    return timingSafeEqual(this.#expected, this.#presented);
   }
 
   #sign(token: string, secret: KeyObject): string {

@@ -1,0 +1,105 @@
+import type { MetricDefinition } from "./names.ts";
+
+/**
+ * A histogram for the request path. prom-client's checks and hashes the labels of every observation, which came to a
+ * tenth of the CPU of a request; this one looks a label set up once, and an observation is two additions. It registers
+ * with prom-client's registry, which renders it.
+ */
+
+interface Exemplar {
+  readonly labelSet: { readonly trace_id: string };
+  readonly value: number;
+  /** Seconds since the epoch. */
+  readonly timestamp: number;
+}
+
+/** One label set of a histogram. */
+export class Series {
+  readonly labels: Readonly<Record<string, string | number>>;
+  readonly #bounds: readonly number[];
+  /** One per bound and one for what is beyond them; not cumulative. */
+  readonly counts: Float64Array;
+  readonly exemplars: (Exemplar | undefined)[] = [];
+  sum = 0;
+
+  constructor(labels: Readonly<Record<string, string | number>>, bounds: readonly number[]) {
+    this.labels = labels;
+    this.#bounds = bounds;
+    this.counts = new Float64Array(bounds.length + 1);
+  }
+
+  /** @param traceId of a sampled request: people find it beside the bucket. */
+  observe(value: number, traceId?: string): void {
+    let bucket = 0;
+    while (bucket < this.#bounds.length && value > (this.#bounds[bucket] as number)) bucket++;
+    this.counts[bucket] = (this.counts[bucket] as number) + 1;
+    this.sum += value;
+    if (traceId !== undefined) {
+      this.exemplars[bucket] = { labelSet: { trace_id: traceId }, value, timestamp: Date.now() / 1000 };
+    }
+  }
+}
+
+interface Sample {
+  readonly metricName: string;
+  readonly labels: Readonly<Record<string, string | number>>;
+  readonly value: number;
+  readonly exemplar?: Exemplar | null;
+}
+
+/** What prom-client's registry asks of a metric. */
+export class PathHistogram {
+  readonly name: string;
+  readonly help: string;
+  readonly type = "histogram";
+  readonly aggregator = "sum";
+  readonly #bounds: readonly number[];
+  readonly #series = new Map<string, Series>();
+
+  constructor(name: string, { help, buckets = [] }: MetricDefinition) {
+    this.name = name;
+    this.help = help;
+    this.#bounds = buckets;
+  }
+
+  /**
+   * The series of a label set.
+   * @param key made of the values of the labels; it must tell the sets apart.
+   * @param labels called for a set that is new.
+   */
+  series(key: string, labels: () => Readonly<Record<string, string | number>>): Series {
+    let series = this.#series.get(key);
+    if (series === undefined) {
+      series = new Series(labels(), this.#bounds);
+      this.#series.set(key, series);
+    }
+    return series;
+  }
+
+  get(): Promise<{ name: string; help: string; type: string; aggregator: string; values: Sample[] }> {
+    const { name, help, type, aggregator } = this;
+    const values = [...this.#series.values()].flatMap((series) => this.#samples(series));
+    return Promise.resolve({ name, help, type, aggregator, values });
+  }
+
+  reset(): void {
+    this.#series.clear();
+  }
+
+  #samples({ labels, counts, exemplars, sum }: Series): Sample[] {
+    let count = 0;
+    const samples: Sample[] = [...counts].map((inBucket, i) => {
+      count += inBucket;
+      const le = this.#bounds[i] ?? "+Inf";
+      return {
+        metricName: `${this.name}_bucket`,
+        labels: { le, ...labels },
+        value: count,
+        exemplar: exemplars[i] ?? null,
+      };
+    });
+    samples.push({ metricName: `${this.name}_sum`, labels, value: sum });
+    samples.push({ metricName: `${this.name}_count`, labels, value: count });
+    return samples;
+  }
+}
