@@ -14,6 +14,8 @@ export interface Conversation {
   readonly exchange: Exchange;
   /** The client waits for 100 (Continue) before it sends the content. */
   readonly expectsContinue: boolean;
+  /** Set while an upstream is at work: called when the client's connection ends, with or without a whole response. */
+  onClose?: () => void;
 }
 
 export interface Answer {

@@ -143,7 +143,7 @@ function guard(gateway: Gateway): void {
   process.on("unhandledRejection", (reason) => log.unexpected(reason));
   process.on("uncaughtException", (error) => {
     log.unexpected(error);
-    log.flush();
+    log.close();
     process.exit(FAILED);
   });
 }

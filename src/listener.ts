@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
-import { problemBody } from "./answers.ts";
+import { type Conversation, problemBody } from "./answers.ts";
 import { Exchange } from "./core/exchange.ts";
 import { methodLabel } from "./core/labels.ts";
 import { describePeer, type Peer } from "./core/peer.ts";
@@ -19,7 +19,7 @@ const KEEP_ALIVE_TIMEOUT_MS = 75_000;
 interface Connection {
   readonly peer: Peer;
   /** Requests that were started and whose response is not out. */
-  readonly running: Set<{ readonly req: IncomingMessage; readonly res: ServerResponse; readonly exchange: Exchange }>;
+  readonly running: Set<Conversation>;
   /** A later message was malformed: say so when the earlier answers are out. */
   refusal: Refusal | undefined;
 }
@@ -68,15 +68,16 @@ export function createListener(gate: Gate): Server {
     }
     const connection = connectionOf(req.socket);
     const exchange = openExchange(gate, req.method ?? "", req.httpVersion, connection.peer);
-    const entry = { req, res, exchange };
-    connection.running.add(entry);
+    const conversation: Conversation = { req, res, peer: connection.peer, exchange, expectsContinue };
+    connection.running.add(conversation);
     res.once("close", () => {
-      connection.running.delete(entry);
+      connection.running.delete(conversation);
+      conversation.onClose?.();
       closeExchange(gate, exchange, res.writableFinished);
       if (connection.refusal !== undefined && connection.running.size === 0)
         refuse(gate, req.socket, connection, connection.refusal);
     });
-    handle(gate, { req, res, peer: connection.peer, exchange, expectsContinue });
+    handle(gate, conversation);
   };
 
   server.on("request", (req, res) => start(req, res, false));

@@ -154,7 +154,7 @@ function send(
   if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
   if (expectsContinue) res.writeContinue();
   const { hasContent, chunked } = head;
-  forward(
+  conversation.onClose = forward(
     {
       upstream,
       method: exchange.method,

@@ -8,6 +8,7 @@ import {
   isToken,
   WRITE_BACK_HEADERS,
 } from "../core/header-names.ts";
+import { MAX_IDENTITY_HEADERS } from "../core/identity.ts";
 import { parsePointer } from "../core/json.ts";
 import { STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration } from "./units.ts";
@@ -196,6 +197,9 @@ const identity = z
         "X-Session-Handle": "handle",
       })
       .superRefine((headers, context) => {
+        if (Object.keys(headers).length > MAX_IDENTITY_HEADERS) {
+          context.addIssue({ code: "custom", message: `at most ${MAX_IDENTITY_HEADERS} headers` });
+        }
         const folded = new Map<string, string>();
         for (const [name, source] of Object.entries(headers)) {
           const problem =
@@ -246,7 +250,7 @@ const upstream = z.preprocess(
         firstByte: duration({ min: "10ms", max: "1h" })
           .default("60s")
           .describe("From the request to the head of the response."),
-        idle: duration({ min: "10ms", max: "1h" }).default("5m").describe("Between two pieces of a response."),
+        idle: duration({ min: "10ms", max: "1h" }).default("60s").describe("Between two pieces of a response."),
       })
       .prefault({}),
   }),

@@ -51,6 +51,7 @@ export type WriteBackResult =
 /** How many names of stripped headers an exchange keeps; all of them are counted. */
 const STRIPPED_NAMES_KEPT = 16;
 const PATH_CHARACTERS_KEPT = 512;
+const NO_NAMES: readonly string[] = [];
 
 /**
  * The record of one request. Every step only fills in fields; metrics, spans, the access line and the recorder entry
@@ -96,10 +97,10 @@ export class Exchange {
   handle: Handle | undefined = undefined;
   decision: PolicyDecision = "undecided";
   /** How many headers were stripped, by class. */
-  readonly stripped: Partial<Record<StripClass, number>> = {};
-  readonly strippedNames: string[] = [];
+  stripped: Partial<Record<StripClass, number>> | undefined = undefined;
+  strippedNames: string[] | undefined = undefined;
   /** Names of the identity headers that carry a value; the others were sent empty. */
-  identified: readonly string[] = [];
+  identified: readonly string[] = NO_NAMES;
   writeBack: { readonly command: WriteBackCommand; readonly result: WriteBackResult }[] | undefined = undefined;
   /** Attributes that the upstream may not write and that were therefore dropped. */
   writeBackDropped = 0;
@@ -150,6 +151,8 @@ export class Exchange {
   }
 
   countStripped(stripClass: StripClass, name: string): void {
+    this.stripped ??= {};
+    this.strippedNames ??= [];
     this.stripped[stripClass] = (this.stripped[stripClass] ?? 0) + 1;
     if (this.strippedNames.length < STRIPPED_NAMES_KEPT) this.strippedNames.push(name.slice(0, 64));
   }

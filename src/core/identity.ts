@@ -4,6 +4,10 @@ import type { Handle, Session } from "./session.ts";
 /** Upstream servers limit a header section to 8 KiB or more; a value beyond this is left out rather than cut. */
 export const MAX_IDENTITY_VALUE_LENGTH = 4096;
 
+/** One bit each in a number. */
+export const MAX_IDENTITY_HEADERS = 30;
+const REMEMBERED_LISTS = 1024;
+
 interface IdentityHeader {
   readonly name: string;
   /** `undefined` stands for the session handle. */
@@ -14,6 +18,8 @@ interface IdentityHeader {
 export class IdentityHeaders {
   readonly names: readonly string[];
   readonly #headers: readonly IdentityHeader[];
+  /** The lists that `inject` gives back; sessions look alike, so a handful serves all requests. */
+  readonly #nameLists = new Map<number, readonly string[]>();
 
   /** @param sources header name → `handle`, or a JSON pointer into `{user, data, createdAt, expiresAt}`. */
   constructor(sources: Readonly<Record<string, string>>) {
@@ -29,15 +35,24 @@ export class IdentityHeaders {
    * @returns the names of those that carry a value.
    */
   inject(fields: string[], session: Session | undefined, handle: Handle | undefined): readonly string[] {
-    const identified: string[] = [];
+    let mask = 0;
     for (let i = 0; i < this.#headers.length; i++) {
       const { name, pointer } = this.#headers[i] as IdentityHeader;
       const value =
         session === undefined ? "" : pointer === undefined ? (handle ?? "") : headerValue(valueAt(session, pointer));
-      if (value !== "") identified.push(name);
+      if (value !== "") mask |= 1 << i;
       fields.push(name, value);
     }
-    return identified;
+    return this.#namesOf(mask);
+  }
+
+  #namesOf(mask: number): readonly string[] {
+    let names = this.#nameLists.get(mask);
+    if (names === undefined) {
+      names = this.names.filter((_, i) => (mask & (1 << i)) !== 0);
+      if (this.#nameLists.size < REMEMBERED_LISTS) this.#nameLists.set(mask, names);
+    }
+    return names;
   }
 }
 

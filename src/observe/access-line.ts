@@ -7,7 +7,7 @@ import { ATTRIBUTES as A } from "./names.ts";
  * the exchange appears here or nowhere. Words of our own are put in as they are, everything else through `JSON.stringify`.
  */
 export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "error"): string {
-  const { route, error, errorMessage, handle, upstream, stripped, strippedNames } = exchange;
+  const { route, error, errorMessage, handle, upstream, stripped } = exchange;
   const durationMs = exchange.endedMs ?? 0;
   let line =
     `{"level":"${level}","time":"${isoTime(Date.now())}","event":"http.access","trace_id":"${exchange.traceId}"` +
@@ -21,7 +21,7 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
   if (handle !== undefined) line += `,"handle":"${handle}"`;
   if (upstream !== undefined) line += `,"upstream":"${upstream}"`;
   if (error !== undefined) line += `,"${A.errorType}":"${error}","error_message":${JSON.stringify(errorMessage ?? "")}`;
-  if (strippedNames.length > 0) line += `,"stripped":${JSON.stringify(stripped)}`;
+  if (stripped !== undefined) line += `,"stripped":${JSON.stringify(stripped)}`;
   return `${line},"msg":"request"}\n`;
 }
 

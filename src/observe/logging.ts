@@ -1,7 +1,10 @@
 import pino from "pino";
 import type { Exchange } from "../core/exchange.ts";
 import { isoTime, renderAccessLine } from "./access-line.ts";
+import { BatchedOutput } from "./batched-output.ts";
 import { ATTRIBUTES as A } from "./names.ts";
+
+const STANDARD_OUTPUT = 1;
 
 export interface LogDestination {
   write(line: string): void;
@@ -14,12 +17,6 @@ export interface LogOptions {
   readonly destination?: LogDestination;
 }
 
-/** How much is gathered before a write, and how long it waits: a write every few lines cost more CPU than all else. */
-const BATCH_BYTES = 64 * 1024;
-/** Lines that a blocked standard output keeps waiting, at most; beyond this they are lost, not the process. */
-const MAX_WAITING_BYTES = 16 * 1024 * 1024;
-const FLUSH_INTERVAL_MS = 250;
-
 /**
  * JSON lines: one access line a request, one event line a change of a session or of the gateway itself. Fields are
  * picked here by name, so nothing of a request gets into a line by accident.
@@ -28,14 +25,13 @@ export class Log {
   readonly #pino: pino.Logger;
   readonly #access: LogOptions["access"];
   readonly #destination: LogDestination;
-  readonly #flush: () => void;
+  readonly #output: BatchedOutput | undefined;
 
   constructor(options: LogOptions) {
-    const { destination, flush } =
-      options.destination === undefined ? standardOutput() : { destination: options.destination, flush: () => {} };
+    this.#output = options.destination === undefined ? new BatchedOutput(STANDARD_OUTPUT) : undefined;
+    const destination = options.destination ?? (this.#output as BatchedOutput);
     this.#access = options.access;
     this.#destination = destination;
-    this.#flush = flush;
     this.#pino = pino(
       {
         level: options.level,
@@ -94,26 +90,8 @@ export class Log {
     );
   }
 
-  /** Writes what is gathered. */
-  flush(): void {
-    this.#flush();
+  /** Writes what is gathered; the end. */
+  close(): void {
+    this.#output?.end();
   }
-}
-
-function standardOutput(): { destination: LogDestination; flush: () => void } {
-  const stdout = pino.destination({
-    fd: 1,
-    sync: false,
-    minLength: BATCH_BYTES,
-    maxWrite: 2 * BATCH_BYTES,
-    maxLength: MAX_WAITING_BYTES,
-  });
-  const timer = setInterval(() => stdout.flush(), FLUSH_INTERVAL_MS).unref();
-  return {
-    destination: stdout,
-    flush: () => {
-      clearInterval(timer);
-      stdout.flushSync();
-    },
-  };
 }

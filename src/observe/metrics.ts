@@ -1,5 +1,5 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
-import type { Exchange, StripClass } from "../core/exchange.ts";
+import type { Exchange } from "../core/exchange.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
@@ -66,8 +66,9 @@ export class Metrics {
     }
     this.#overhead.series("", () => ({})).observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
     if (exchange.session !== "not-asked") this.#resolutions.inc({ outcome: exchange.session });
-    for (const stripClass in exchange.stripped) {
-      this.#stripped.inc({ class: stripClass }, exchange.stripped[stripClass as StripClass] ?? 0);
+    if (exchange.stripped !== undefined) {
+      for (const [stripClass, count] of Object.entries(exchange.stripped))
+        this.#stripped.inc({ class: stripClass }, count);
     }
     if (exchange.writeBack !== undefined) {
       for (const { command, result } of exchange.writeBack) this.#writeBack.inc({ command, result });

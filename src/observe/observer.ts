@@ -64,6 +64,6 @@ export class Observer {
   async close(timeoutMs: number): Promise<void> {
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
-    this.log.flush();
+    this.log.close();
   }
 }

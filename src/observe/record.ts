@@ -24,8 +24,8 @@ export function renderRecord(exchange: Exchange) {
       decision: exchange.decision,
     },
     headers: {
-      stripped: exchange.stripped,
-      strippedNames: exchange.strippedNames,
+      stripped: exchange.stripped ?? {},
+      strippedNames: exchange.strippedNames ?? [],
       identity: exchange.identified,
     },
     writeBack: exchange.writeBack?.map(({ command, result }) => ({ command, result })),

@@ -32,8 +32,16 @@ export interface ForwardRequest {
   readonly closeConnection: () => boolean;
 }
 
-/** Sends the request upstream and streams the response back; both ways at the pace of the slower side. */
-export function forward(request: ForwardRequest, req: IncomingMessage, res: ServerResponse, exchange: Exchange): void {
+/**
+ * Sends the request upstream and streams the response back; both ways at the pace of the slower side.
+ * @returns what to call when the client's connection has ended.
+ */
+export function forward(
+  request: ForwardRequest,
+  req: IncomingMessage,
+  res: ServerResponse,
+  exchange: Exchange,
+): () => void {
   const { upstream, method, path, headers, hasContent, chunked } = request;
   const attempt = new ForwardAttempt(request, req, res, exchange);
   exchange.upstream = upstream.address;
@@ -53,6 +61,7 @@ export function forward(request: ForwardRequest, req: IncomingMessage, res: Serv
     },
     attempt,
   );
+  return () => attempt.abandon();
 }
 
 /**
@@ -86,8 +95,6 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#req = req;
     this.#res = res;
     this.#exchange = exchange;
-    // A client that goes away frees the upstream connection; without this a paused response would hold it for ever.
-    res.once("close", () => this.#abandon());
   }
 
   onRequestStart(controller: Dispatcher.DispatchController): void {
@@ -170,7 +177,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#request.onFailure(error);
   }
 
-  #abandon(): void {
+  /** The client went away: without this a paused response would hold its upstream connection for ever. */
+  abandon(): void {
     if (this.#done) return;
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
