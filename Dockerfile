@@ -26,9 +26,10 @@ USER node
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080 9090
-# The probe asks the admin listener inside the container; set ADMIN_PORT when admin.port is another.
+# Whether the process is alive, not whether the store is: a restart would not bring the store back. It asks the admin
+# listener inside the container; set ADMIN_PORT when admin.port is another.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-  CMD ["node", "-e", "fetch('http://127.0.0.1:' + (process.env.ADMIN_PORT || 9090) + '/readyz').then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
+  CMD ["node", "-e", "fetch('http://127.0.0.1:' + (process.env.ADMIN_PORT || 9090) + '/livez').then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
 # Node is process 1 and handles SIGTERM and SIGINT itself; it starts no children, so there is nothing to reap.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["node", "/app/dist/main.js"]

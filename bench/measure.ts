@@ -8,7 +8,7 @@ import type { LoadResult } from "./load.ts";
 import type { Options } from "./options.ts";
 import type { Peer } from "./peers.ts";
 import { cpuSeconds, residentMiB } from "./process-stats.ts";
-import { BROWSER_HEADERS, logIn, strangers, type Visitor } from "./sessions.ts";
+import { BROWSER_HEADERS, logIn, type Visitor } from "./sessions.ts";
 import type { Support } from "./surroundings.ts";
 import { validate } from "./validate.ts";
 
@@ -37,7 +37,7 @@ export async function measure(bench: Bench, peer: Peer): Promise<Sample> {
   const child = await startPeer(bench, peer, port, adminPort);
   const url = `http://127.0.0.1:${port}`;
   await untilReady(child, () => knock(port));
-  const visitors = peer.gateway ? await logIn(url, options.sessions) : strangers(options.sessions);
+  const visitors = await logIn(url, options.sessions, peer.gateway);
   await validate(peer, url, visitors);
 
   const fire = (seconds: number) => Promise.race([support.load(order(url, options, visitors, seconds)), child.died]);

@@ -30,8 +30,8 @@ async function run(): Promise<number> {
     folder = await mkdtemp(join(tmpdir(), "coatcheck-bench-"));
     return await Promise.race([bench(options, folder), interrupted(), overdue(options)]);
   } catch (error) {
-    const told = error instanceof UsageError ? `${error.message}; see --help` : String(error);
-    process.stderr.write(`bench: ${told}\n`);
+    const message = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`bench: ${message}${error instanceof UsageError ? "; see --help" : ""}\n`);
     return error instanceof UsageError ? 2 : 1;
   } finally {
     await endAll();
@@ -58,7 +58,9 @@ async function bench(options: Options, folder: string): Promise<number> {
     // Another peer begins each round, so that none always has the place after the same neighbour.
     const first = round % peers.length;
     for (const { peer, samples } of [...measured.slice(first), ...measured.slice(0, first)]) {
-      const sample = await measure(context, peer);
+      const sample = await measure(context, peer).catch((error: Error) => {
+        throw new Error(`${peer.name}: ${error.message}`, { cause: error });
+      });
       samples.push(sample);
       process.stdout.write(`round ${round + 1}/${rounds}  ${peer.name.padEnd(17)} ${progress(sample)}\n`);
     }
@@ -87,6 +89,8 @@ function interrupted(): Promise<never> {
   return new Promise((_resolve, reject) => {
     for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
       process.once(signal, () => reject(new Error(`ended by ${signal}`)));
+    // Whoever read the progress has gone: node run.ts | head
+    process.stdout.once("error", reject);
   });
 }
 

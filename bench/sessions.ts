@@ -23,31 +23,37 @@ export const BROWSER_HEADERS: Readonly<Record<string, string>> = {
   "Sec-Fetch-Site": "same-origin",
 };
 
+/** Name of the session cookie, and of what peers without sessions get in its place. */
+const COOKIE = "__Host-session";
+
 const AT_ONCE = 20;
 
-/** Logs in as many users as there are visitors, through the gateway as a browser would. */
-export async function logIn(url: string, count: number): Promise<Visitor[]> {
+/**
+ * Logs in as many users as there are visitors, as browsers would. A peer without sessions gets the same requests, and
+ * its visitors cookies of the same size: what V8 learns from the first requests is part of what is measured.
+ */
+export async function logIn(url: string, count: number, gateway: boolean): Promise<Visitor[]> {
   const visitors: Visitor[] = [];
   for (let first = 0; first < count; first += AT_ONCE) {
     const ids = Array.from({ length: Math.min(AT_ONCE, count - first) }, (_, i) => `user-${first + i}`);
-    visitors.push(...(await Promise.all(ids.map((id) => logInOne(url, id)))));
+    visitors.push(...(await Promise.all(ids.map((id) => logInOne(url, id, gateway)))));
   }
   return visitors;
 }
 
-async function logInOne(url: string, userId: string): Promise<Visitor> {
+async function logInOne(url: string, userId: string, gateway: boolean): Promise<Visitor> {
   const user = { id: userId, name: `Visitor ${userId}`, email: `${userId}@example.com`, roles: ["customer", "beta"] };
   const { status, headers } = await ask(url + LOGIN_PATH, { method: "POST", body: JSON.stringify(user) });
-  const [setCookie] = headers["set-cookie"] ?? [];
-  if (status !== 204 || setCookie === undefined) throw new Error(`login of ${userId} failed: ${status}`);
-  return { userId, cookie: `${setCookie.split(";")[0]}; ${OTHER_COOKIES}` };
+  const session = gateway ? headers["set-cookie"]?.[0]?.split(";")[0] : inventedCookie();
+  if (status !== 204 || session === undefined) throw new Error(`the login of ${userId} failed: ${status}`);
+  return { userId, cookie: `${session}; ${OTHER_COOKIES}` };
 }
 
-/** Cookies of the same size, for peers that do not read them. */
-export function strangers(count: number): Visitor[] {
-  const random = () => randomBytes(32).toString("base64url");
-  return Array.from({ length: count }, () => ({
-    userId: "",
-    cookie: `__Host-session=${random()}.${random()}; ${OTHER_COOKIES}`,
-  }));
+/** A cookie that nobody issued. */
+export function inventedCookie(): string {
+  return `${COOKIE}=${random()}.${random()}`;
+}
+
+function random(): string {
+  return randomBytes(32).toString("base64url");
 }

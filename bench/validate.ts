@@ -3,7 +3,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { ECHO_PATH, type Echo, ITEM_BODY, ITEM_PATH } from "./answers.ts";
 import { ask, type Question } from "./ask.ts";
 import type { Peer } from "./peers.ts";
-import { BROWSER_HEADERS, OTHER_COOKIES, type Visitor } from "./sessions.ts";
+import { BROWSER_HEADERS, inventedCookie, OTHER_COOKIES, type Visitor } from "./sessions.ts";
 
 /** A proxy that answers wrongly can be arbitrarily fast, so all of this is asked before anything is measured. */
 
@@ -19,10 +19,10 @@ export async function validate(peer: Peer, url: string, visitors: readonly Visit
   equal(answer.headers.etag, '"5f3a-18c2e0b7d40"', "and its headers");
   await carriesContent(url, headers);
   if (peer.cleansHopByHop) await cleansHopByHop(url, headers);
+  for (const each of visitors) await (peer.gateway ? identifies(url, each) : passesCookie(url, each));
   if (!peer.gateway) return;
   await refuses(url);
   await replacesForgedIdentity(url, visitor);
-  for (const each of visitors) await identifies(url, each);
 }
 
 async function carriesContent(url: string, headers: Record<string, string>): Promise<void> {
@@ -42,8 +42,7 @@ async function cleansHopByHop(url: string, headers: Record<string, string>): Pro
 async function refuses(url: string): Promise<void> {
   const anonymous = await ask(url + ITEM_PATH, { headers: BROWSER_HEADERS });
   equal(anonymous.status, 401, "nobody passes without a cookie");
-  const invented = `__Host-session=${randomBytes(32).toString("base64url")}.${randomBytes(32).toString("base64url")}`;
-  const stranger = await ask(url + ITEM_PATH, { headers: { ...BROWSER_HEADERS, cookie: invented } });
+  const stranger = await ask(url + ITEM_PATH, { headers: { ...BROWSER_HEADERS, cookie: inventedCookie() } });
   equal(stranger.status, 401, "nor with an invented one");
 }
 
@@ -58,6 +57,11 @@ async function identifies(url: string, { cookie, userId }: Visitor): Promise<voi
   deepEqual(valuesOf(rawHeaders, "x-user-id"), [userId], "the application is told the user");
   deepEqual(valuesOf(rawHeaders, "x-user-roles"), ["customer,beta"], "and the roles");
   deepEqual(valuesOf(rawHeaders, "cookie"), [OTHER_COOKIES], "and gets the other cookies only");
+}
+
+async function passesCookie(url: string, { cookie }: Visitor): Promise<void> {
+  const { rawHeaders } = await echo(url, { headers: { cookie } });
+  deepEqual(valuesOf(rawHeaders, "cookie"), [cookie], "the cookies arrive");
 }
 
 async function echo(url: string, question: Question): Promise<Echo> {

@@ -1,4 +1,4 @@
-import type { IncomingMessage, ServerResponse } from "node:http";
+import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { Peer } from "./core/peer.ts";
@@ -12,8 +12,8 @@ export interface Conversation {
   readonly res: ServerResponse;
   readonly peer: Peer;
   readonly exchange: Exchange;
-  /** The client waits for 100 (Continue) before it sends the content. */
-  readonly expectsContinue: boolean;
+  /** The client waits for 100 (Continue) before it sends the content; false when it was told to. */
+  expectsContinue: boolean;
   /** Set while an upstream is at work: called when the client's connection ends, with or without a whole response. */
   onClose?: () => void;
 }
@@ -25,6 +25,9 @@ export interface Answer {
   /** Further fields, names and values in turn. */
   readonly fields?: readonly string[];
 }
+
+/** How long an upload that was refused is read on. */
+const LINGER_MS = 1_000;
 
 /** Seconds after which a client may try again when the store or the application is away. */
 const RETRY_AFTER_SECONDS = 5;
@@ -40,6 +43,7 @@ const TITLES: Readonly<Record<number, string>> = {
   409: "Somebody else changed the same thing at the same moment",
   413: "The request is too large",
   414: "The address is too long",
+  417: "The expectation cannot be met",
   431: "The request header section is too large",
   500: "Something went wrong here",
   501: "Not implemented",
@@ -55,30 +59,43 @@ export function problemBody(status: number, error: ErrorCode | undefined, traceI
 }
 
 /** Sends an answer of our own. A request whose content was not read closes the connection: the rest is no request. */
-export function answer(
-  req: IncomingMessage,
-  res: ServerResponse,
-  exchange: Exchange,
-  { status, error, fields = [] }: Answer,
-): void {
+export function answer(conversation: Conversation, { status, error, fields = [] }: Answer): void {
+  const { req, res, exchange } = conversation;
   exchange.status = status;
   exchange.source = "proxy";
+  const unread = exchange.requestHasContent && !req.complete;
   const head = ["cache-control", "no-store", ...fields];
   const body = status === 204 ? "" : problemBody(status, error, exchange.traceId);
   if (status !== 204) head.push("content-type", "application/problem+json", "content-length", String(body.length));
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
   if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
-  if (exchange.requestHasContent && !req.complete) head.push("connection", "close");
-  res.writeHead(status, head);
+  if (unread) head.push("connection", "close");
+  res.writeHead(status, STATUS_CODES[status] ?? "", head);
   if (exchange.method !== "HEAD") exchange.responseBytes = body.length;
-  res.end(body);
+  if (unread && !conversation.expectsContinue && exchange.method !== "HEAD") lingeringEnd(req, res, exchange, body);
+  else res.end(body);
+}
+
+/**
+ * Sends the whole answer, and reads on for a moment before the connection ends: closing it under what the client still
+ * sends would take the answer with it.
+ */
+function lingeringEnd(req: IncomingMessage, res: ServerResponse, exchange: Exchange, body: string): void {
+  exchange.endedMs = exchange.elapsedMs();
+  res.write(body);
+  const linger = setTimeout(() => res.end(), LINGER_MS);
+  res.once("close", () => clearTimeout(linger));
+  req.once("end", () => res.end());
+  req.unpipe();
+  req.resume();
 }
 
 /**
  * Ends a conversation that failed: with an answer where the head is not out yet, and otherwise by cutting the
  * connection, so that a response cut short is seen as cut short.
  */
-export function fail({ req, res, exchange }: Conversation, error: unknown, observer: Observer): void {
+export function fail(conversation: Conversation, error: unknown, observer: Observer): void {
+  const { req, res, exchange } = conversation;
   if (res.destroyed || req.errored) {
     // The client went away; what broke after that broke because of it.
     res.destroy();
@@ -94,5 +111,5 @@ export function fail({ req, res, exchange }: Conversation, error: unknown, obser
   if (res.headersSent) {
     exchange.status ||= failure.status;
     res.destroy();
-  } else answer(req, res, exchange, { status: failure.status, error: failure.code });
+  } else answer(conversation, { status: failure.status, error: failure.code });
 }

@@ -81,6 +81,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
         port: values.port ?? "8080",
         adminPort: values["admin-port"] ?? "9090",
       });
+      guard(demo.gateway);
       print(demo.tour);
       return untilSignal(() => demo.close());
     }
@@ -138,8 +139,7 @@ function load(options: Options, environment: Environment): { settings: Settings;
  * again; going on in an unknown state could mix up requests. A promise that nobody waited for is only logged: no
  * request can depend on it, and one client must not be able to end the process (CVE-2024-21536).
  */
-function guard(gateway: Gateway): void {
-  const { log } = gateway.observer;
+function guard({ observer: { log } }: Pick<Gateway, "observer">): void {
   process.on("unhandledRejection", (reason) => log.unexpected(reason));
   process.on("uncaughtException", (error) => {
     log.unexpected(error);

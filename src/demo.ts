@@ -17,6 +17,7 @@ export interface Demo {
   readonly tour: string;
   readonly url: string;
   readonly adminUrl: string;
+  readonly gateway: Gateway;
   close(): Promise<void>;
 }
 
@@ -48,7 +49,7 @@ export async function startDemo(options: { environment: Environment; port: strin
   }
   const { url, adminUrl } = gateway;
   const kind = environment.REDIS_URL ? "Redis (REDIS_URL)" : "SQLite (set REDIS_URL for Redis)";
-  return { url, adminUrl, tour: tour({ url, adminUrl, shopUrl: shop.url, kind, logFile }), close };
+  return { url, adminUrl, gateway, tour: tour({ url, adminUrl, shopUrl: shop.url, kind, logFile }), close };
 }
 
 function demoSettings(upstream: string, store: string, port: string, adminPort: string) {

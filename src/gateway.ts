@@ -1,5 +1,5 @@
 import type { Server } from "node:http";
-import type { AddressInfo } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { createAdmin } from "./admin/admin.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
@@ -46,6 +46,8 @@ export class Gateway {
   readonly #upstreams: readonly Upstream[];
   readonly #server: Server;
   readonly #admin: Server;
+  readonly #serverConnections: Connections;
+  readonly #adminConnections: Connections;
   #draining = false;
   #closing: Promise<void> | undefined;
 
@@ -84,6 +86,8 @@ export class Gateway {
       isDraining: gate.isDraining,
       checkStore: () => store.check(),
     });
+    this.#serverConnections = new Connections(this.#server);
+    this.#adminConnections = new Connections(this.#admin);
   }
 
   /**
@@ -130,11 +134,11 @@ export class Gateway {
         "session.cookie.secrets is empty: a random secret was made, and a restart ends every session; make one with: openssl rand -base64 32",
       );
     }
-    await open(this.#admin, admin, "admin");
     try {
+      await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
     } catch (error) {
-      this.#admin.close();
+      await this.#release();
       throw error;
     }
     await this.#store.check();
@@ -169,11 +173,17 @@ export class Gateway {
     this.#draining = true;
     this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on");
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
-    await drain(this.#server, timeoutMs);
+    await this.#serverConnections.drain(timeoutMs);
+    this.observer.log.event("info", "gateway.stopped", "stopped");
+    await this.#release();
+  }
+
+  /** Lets go of everything that is held open. */
+  async #release(): Promise<void> {
+    await this.#serverConnections.drain(0);
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
     await this.#store.close();
-    await drain(this.#admin, 0);
-    this.observer.log.event("info", "gateway.stopped", "stopped");
+    await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
   }
 }
@@ -199,18 +209,35 @@ function open(
   });
 }
 
-/** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
-function drain(server: Server, timeoutMs: number): Promise<void> {
-  return new Promise((resolve) => {
-    const deadline = setTimeout(() => server.closeAllConnections(), timeoutMs);
-    // A connection becomes idle when its answer is out.
-    const idle = setInterval(() => server.closeIdleConnections(), IDLE_CHECK_MS);
-    server.close(() => {
-      clearTimeout(deadline);
-      clearInterval(idle);
-      resolve();
+/** The sockets of a server, with those that node has let go of after a CONNECT. */
+class Connections {
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+
+  constructor(server: Server) {
+    this.#server = server;
+    server.on("connection", (socket: Socket) => {
+      this.#sockets.add(socket);
+      socket.once("close", () => this.#sockets.delete(socket));
     });
-  });
+  }
+
+  /** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
+  drain(timeoutMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const deadline = setTimeout(() => {
+        for (const socket of this.#sockets) socket.destroy();
+      }, timeoutMs);
+      // A connection becomes idle when its answer is out.
+      const idle = setInterval(() => this.#server.closeIdleConnections(), IDLE_CHECK_MS);
+      // Also called, with an error that does not matter, when the server was not listening.
+      this.#server.close(() => {
+        clearTimeout(deadline);
+        clearInterval(idle);
+        resolve();
+      });
+    });
+  }
 }
 
 function urlOf(server: Server): string {

@@ -6,6 +6,7 @@ export { ConfigError } from "./config/problems.ts";
 export { type ErrorCode, ProxyError, storeUnavailable } from "./core/errors.ts";
 export type { Json, JsonObject } from "./core/json.ts";
 export {
+  type AttributeChanges,
   type FindResult,
   judge,
   type Session,
@@ -14,7 +15,6 @@ export {
   type SessionUser,
 } from "./core/session.ts";
 export type {
-  AttributeChanges,
   AttributeResult,
   CommitOutcome,
   MaybePromise,

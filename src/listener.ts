@@ -15,6 +15,9 @@ const HEADERS_TIMEOUT_MS = 15_000;
 /** Longer than the usual load balancer keeps its side, so that it is not we who close under a request. */
 const KEEP_ALIVE_TIMEOUT_MS = 75_000;
 
+/** How long a refused client may take to read why: closing under what it still sends would take the answer with it. */
+const LINGER_MS = 1_000;
+
 /** What is going on on one connection. */
 interface Connection {
   readonly peer: Peer;
@@ -77,12 +80,15 @@ export function createListener(gate: Gate): Server {
       if (connection.refusal !== undefined && connection.running.size === 0)
         refuse(gate, req.socket, connection, connection.refusal);
     });
-    handle(gate, conversation);
+    handle(gate, conversation).catch((error: unknown) => gate.observer.log.unexpected(error, exchange));
   };
 
   server.on("request", (req, res) => start(req, res, false));
   server.on("checkContinue", (req, res) => start(req, res, true));
+  server.on("checkExpectation", (req, res) => start(req, res, false));
   server.on("connect", (_req: IncomingMessage, socket: Socket) => {
+    // Node has let go of this socket: without a listener its error would end the process.
+    socket.on("error", () => socket.destroy());
     refuse(gate, socket, connectionOf(socket), { status: 405, message: "CONNECT is not forwarded" });
   });
   server.on("clientError", (error: ClientError, socket: Socket) => {
@@ -92,11 +98,13 @@ export function createListener(gate: Gate): Server {
     if (refusal === undefined || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(gate, socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
+    else if (current.exchange.endedMs !== undefined) current.res.end();
     else if (current.res.headersSent) socket.destroy();
     else {
       // The content of the request that is running is malformed: what went upstream of it is cut off.
       current.exchange.fail("http_request_error", refusal.message);
       current.exchange.status = refusal.status;
+      current.onClose?.();
       writeRefusal(socket, refusal, current.exchange.traceId);
     }
   });
@@ -112,6 +120,7 @@ function openExchange(gate: Gate, method: string, httpVersion: string, peer: Pee
     spanId: newSpanId(),
   });
   exchange.scheme = peer.scheme;
+  exchange.connectionScheme = peer.scheme;
   exchange.clientAddress = peer.address;
   gate.observer.started(exchange);
   return exchange;
@@ -135,6 +144,7 @@ function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Ref
   closeExchange(gate, exchange, true);
 }
 
+/** Says why, and closes; a client that keeps its side open is not waited for. */
 function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): void {
   const body = problemBody(status, "http_request_error", traceId);
   socket.end(
@@ -142,6 +152,9 @@ function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): voi
       `content-length: ${body.length}\r\nproxy-status: coatcheck; error=http_request_error\r\ncache-control: no-store\r\n` +
       `connection: close\r\n\r\n${body}`,
   );
+  socket.resume();
+  const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
+  socket.once("close", () => clearTimeout(linger));
 }
 
 /** @returns `undefined` for a connection that is gone: there is nobody to answer. */

@@ -54,6 +54,8 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const resolving = resolve(gate, route, cookie, exchange);
     const resolution = resolving instanceof Promise ? await resolving : resolving;
     note(gate, exchange, resolution);
+    // The client left while the store was asked: nobody would ever end what began now.
+    if (exchange.endedMs !== undefined) return;
 
     exchange.decision = decide(route, resolution, exchange.method, head);
     if (exchange.decision !== "identified" && exchange.decision !== "anonymous") {
@@ -85,7 +87,8 @@ function joinTrace(gate: Gate, exchange: Exchange, head: RequestHead): void {
 
 function readTarget({ req, exchange }: Conversation, head: RequestHead): RequestTarget {
   const url = req.url ?? "";
-  exchange.setPath(url.split("?", 1)[0] ?? "");
+  // What is no plain path may hold a password or a fragment; it is shown once it has been read.
+  if (url.startsWith("/")) exchange.setPath(url.split(/[?#]/, 1)[0] ?? "");
   const target = readRequestTarget(exchange.method, url, head.host, req.httpVersion);
   exchange.setPath(target.path);
   exchange.host = target.hostname;
@@ -95,14 +98,18 @@ function readTarget({ req, exchange }: Conversation, head: RequestHead): Request
 }
 
 /** Requests that are for the gateway itself: `OPTIONS *`, the last hop of an `OPTIONS`, and `TRACE`. */
-function answeredHere({ req, res, exchange }: Conversation, target: RequestTarget, head: RequestHead): boolean {
+function answeredHere(conversation: Conversation, target: RequestTarget, head: RequestHead): boolean {
+  const { exchange } = conversation;
   // It would send back the cookies that this gateway is there to hide (RFC 9110 §9.3.8).
   if (exchange.method === "TRACE") throw badRequest("TRACE is not forwarded", 405);
+  if (head.expect !== undefined && head.expect.toLowerCase() !== "100-continue") {
+    throw badRequest("an expectation other than 100-continue", 417);
+  }
   if (exchange.method !== "OPTIONS") return false;
   if (head.maxForwards !== undefined && !/^\d{1,9}$/.test(head.maxForwards))
     throw badRequest("an invalid Max-Forwards");
   if (target.pathAndQuery !== "*" && head.maxForwards !== "0") return false;
-  answer(req, res, exchange, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
+  answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
   return true;
 }
 
@@ -128,16 +135,17 @@ function note(gate: Gate, exchange: Exchange, resolution: Resolution): void {
 }
 
 /** Nobody passes here without a session, or nobody can tell because the store is away. */
-function turnAway({ req, res, exchange }: Conversation, route: Route, resolution: Resolution): void {
+function turnAway(conversation: Conversation, route: Route, resolution: Resolution): void {
+  const { exchange } = conversation;
   if (exchange.decision === "outage")
     throw resolution.error ?? new ProxyError("session_store_unavailable", "no answer");
   if (exchange.decision === "login-redirect" && route.loginRedirect !== undefined) {
     const fields = ["location", route.loginRedirect, "vary", "cookie, accept, sec-fetch-mode"];
-    answer(req, res, exchange, { status: 302, fields });
+    answer(conversation, { status: 302, fields });
     return;
   }
   // RFC 9110 §11.6.1 wants a challenge with every 401.
-  answer(req, res, exchange, { status: 401, fields: ["www-authenticate", 'Cookie realm="coatcheck"'] });
+  answer(conversation, { status: 401, fields: ["www-authenticate", 'Cookie realm="coatcheck"'] });
 }
 
 function send(
@@ -152,7 +160,10 @@ function send(
   const { req, res, exchange, expectsContinue } = conversation;
   const upstream = gate.upstreams[route.index];
   if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
-  if (expectsContinue) res.writeContinue();
+  if (expectsContinue) {
+    res.writeContinue();
+    conversation.expectsContinue = false;
+  }
   const { hasContent, chunked } = head;
   conversation.onClose = forward(
     {

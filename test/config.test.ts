@@ -180,6 +180,41 @@ t.test("environment variables: an unset one is a problem of its own, once", asyn
   t.equal(loadConfigText(text, { ONE: SECRET, TWO: SECRET, PORT: "8081" }).config.listen.port, 8081);
 });
 
+t.test("what serve would trip over is a problem already here", async (t) => {
+  const cases: [text: string, problem: RegExp][] = [
+    ["store: 'memory:foo'", /store: must be memory: alone/],
+    ["store: 'sqlite:'", /store: must be memory: alone, or sqlite: and a file name/],
+    ["session: { idleTimeout: 2h, absoluteTimeout: 1h }", /session\.idleTimeout: must not be longer/],
+    ["identity: { headers: { Content-Type: handle } }", /Content-Type.*meaning of its own/],
+  ];
+  for (const [text, problem] of cases) t.match(problemsOf(`${text}\n${MINIMAL}`), [problem], text);
+  t.match(problemsOf("routes: [{ upstream: 'http://a', match: { path: /geschützt } }]"), [
+    /match\.path: .*printable ASCII/,
+  ]);
+  t.match(problemsOf("routes: [{ upstream: 'http://a', match: { host: a..b } }]"), [/match\.host/]);
+  t.equal(parseDuration("60.0005s"), 60_001, "a number of whole milliseconds");
+});
+
+t.test("passwords of any shape are masked", async (t) => {
+  const urls = [
+    "redis://:p@ss@h:1/0",
+    "redis://user:hunter2@h/0?password=hunter2",
+    "redis://:p/w@d@h",
+    "mysql://u:hunter2@h",
+    "rediss://u:hunter2@[bad",
+  ];
+  for (const url of urls) {
+    let shown = "";
+    try {
+      shown = JSON.stringify(maskSettings(loadConfigText(`store: "${url}"\n${MINIMAL}`, {}).settings));
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      shown = error.message;
+    }
+    t.notMatch(shown, /hunter2|p@ss|ss@|p\/w|w@d/, url);
+  }
+});
+
 t.test("problems never show a secret", async (t) => {
   const problems = problemsOf(
     `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] } }\nadmin: { token: hunter2 }\n${MINIMAL}`,

@@ -56,6 +56,16 @@ const roundabouts = [
   "/public/.%2e/admin",
   "/%2e/admin",
   "/a/..//admin",
+  "/./admin//../x",
+  "/./admin/..;",
+  "/%2e/admin/..%2f",
+  "/Admin",
+  "/ADMIN/x",
+  "/%41dmin",
+  "/%25252541dmin",
+  "/public/..",
+  "/public/.",
+  "/public/%2E%2E;x",
 ];
 
 t.test("a path that can be read as that of another route is refused", async (t) => {
@@ -75,17 +85,7 @@ t.test("a path that can be read as that of another route is refused", async (t) 
 t.test("a path that is odd but belongs to one route goes on as it was sent", async (t) => {
   const upstream = await startUpstream(t);
   const gateway = await startGateway(t, { upstream: upstream.url });
-  const paths = [
-    "/a%2Fb",
-    "/a//b",
-    "/a/./b",
-    "/a;x=1?y=%zz",
-    "/a%zz",
-    "/..",
-    "//host/path",
-    "/a?b#".slice(0, -1),
-    "/a/../b?x=/../y",
-  ];
+  const paths = ["/a%2Fb", "/a//b", "/a;x=1?y=%zz", "/a%zz", "/a..b/...", "//host/path", "/a?b", "/a?x=/../y", "/A/b"];
   for (const path of paths) await raw(gateway.port, `GET ${path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n`);
   t.same(
     upstream.received.map(({ url }) => url),

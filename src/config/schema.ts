@@ -56,18 +56,24 @@ function url(schemes: readonly string[], example: string) {
     .refine(isUrl, { error: (issue) => `"${maskUrl(String(issue.input))}" is not a URL such as ${example}` });
 }
 
-/** A URL that can be shown: its password is not. */
+/** A URL that can be shown: its password and its query are not. Of what is no URL, the scheme is shown and no more. */
 export function maskUrl(text: string): string {
-  return text.replace(/\/\/([^@/]*)@/, (_, userinfo: string) => `//${userinfo.split(":")[0]}:***@`);
+  if (!URL.canParse(text)) return text.replace(/^([a-z+]{1,20}:\/\/).*@.*$/is, "$1***").slice(0, 100);
+  const url = new URL(text);
+  if (url.password !== "") url.password = "***";
+  if (url.search !== "") url.search = "?***";
+  return url.username === "" && url.password === "" && url.search === "" ? text : url.href;
 }
 
 const secret = z.string().min(MIN_SECRET_LENGTH, {
   error: `must have at least ${MIN_SECRET_LENGTH} characters; make one with: openssl rand -base64 32`,
 });
 
-const hostname = z.string().regex(/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$|^\[[0-9a-f:.]+\]$/, {
-  error: "must be a host name in lower case, without scheme or port",
-});
+const hostname = z
+  .string()
+  .regex(/^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$|^\[[0-9a-f:.]+\]$/, {
+    error: "must be a host name in lower case, without scheme or port",
+  });
 
 function isCidr(text: string): boolean {
   const [address = "", bits, rest] = text.split("/");
@@ -156,6 +162,10 @@ const session = z
       .describe("A session ends this long after the login, whatever its use."),
     cookie,
   })
+  .refine((value) => (parseDuration(value.idleTimeout) ?? 0) <= (parseDuration(value.absoluteTimeout) ?? Infinity), {
+    path: ["idleTimeout"],
+    error: "must not be longer than absoluteTimeout",
+  })
   .prefault({})
   .describe("How long sessions live, and the cookie.");
 
@@ -169,6 +179,14 @@ const RESERVED_HEADERS = new Set([
   "tracestate",
   "baggage",
   "authorization",
+  "accept",
+  "accept-encoding",
+  "content-type",
+  "content-encoding",
+  "origin",
+  "range",
+  "sec-fetch-mode",
+  "user-agent",
 ]);
 
 function headerNameProblem(name: string): string | undefined {
@@ -250,7 +268,9 @@ const upstream = z.preprocess(
         firstByte: duration({ min: "10ms", max: "1h" })
           .default("60s")
           .describe("From the request to the head of the response."),
-        idle: duration({ min: "10ms", max: "1h" }).default("60s").describe("Between two pieces of a response."),
+        idle: duration({ min: "10ms", max: "1h" })
+          .default("60s")
+          .describe("Between two pieces of a request's or a response's content."),
       })
       .prefault({}),
   }),
@@ -266,7 +286,9 @@ const route = z
         host: hostname.optional().describe("Host name; absent: every host."),
         path: z
           .string()
-          .regex(/^\/[^?#%\\;]*$/, { error: 'must begin with "/" and hold none of ? # % \\ ;' })
+          .regex(/^\/(?:(?![?#%\\;])[\x21-\x7e])*$/, {
+            error: 'must begin with "/" and hold printable ASCII only, and none of ? # % \\ ;',
+          })
           .refine((path) => !/\/(\/|\.{1,2}(\/|$))/.test(path), {
             error: "must be normalised: without empty, . and .. segments",
           })
@@ -376,6 +398,9 @@ export const settingsSchema = z
     listen,
     admin,
     store: url(STORE_SCHEMES, "redis://127.0.0.1:6379/0, sqlite:./sessions.db or memory:")
+      .refine((text) => text === "memory:" || !/^(memory:|sqlite:$)/.test(text), {
+        error: "must be memory: alone, or sqlite: and a file name",
+      })
       .default("sqlite:./sessions.db")
       .describe(
         "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, or `memory:`.",

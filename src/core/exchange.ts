@@ -71,7 +71,10 @@ export class Exchange {
   /** Without the query, which may carry secrets; at most 512 characters. */
   path = "";
   host = "";
+  /** As the client sees it: a trusted proxy may have said so. */
   scheme: "http" | "https" = "http";
+  /** Of the connection to the gateway. */
+  connectionScheme: "http" | "https" = "http";
   clientAddress = "";
   /** Whether content follows the request head; until that is read, it may. */
   requestHasContent = true;
@@ -146,6 +149,7 @@ export class Exchange {
     return performance.now() - this.#startedMonotonic;
   }
 
+  /** @param path as sent, without the query. */
   setPath(path: string): void {
     this.path = path.length > PATH_CHARACTERS_KEPT ? `${path.slice(0, PATH_CHARACTERS_KEPT)}…` : path;
   }

@@ -80,12 +80,7 @@ function asText(value: Json): string {
 }
 
 function encode(text: string): string {
-  return isPlainText(text)
-    ? text
-    : text
-        .toWellFormed()
-        .replace(/[^\x20-\x24\x26-\x7e]+/gu, encodeURIComponent)
-        .trim();
+  return isPlainText(text) ? text : text.toWellFormed().replace(/[^\x20-\x24\x26-\x7e]+|^ | $/gu, encodeURIComponent);
 }
 
 /** Printable ASCII without `%`, which would make the encoding ambiguous, and without blanks at the ends. */

@@ -26,14 +26,14 @@ export function readRequestTarget(
   host: string | undefined,
   httpVersion: string,
 ): RequestTarget {
-  if (host === undefined && httpVersion !== "1.0") throw badRequest("no Host");
+  if (!host && httpVersion !== "1.0") throw badRequest("no Host");
   if (FORBIDDEN.test(target)) throw badRequest("a forbidden character in the request target");
   if (target.charCodeAt(0) === 0x2f) return originForm(target, host ?? "");
   if (target === "*") {
     if (method !== "OPTIONS") throw badRequest("the target * is for OPTIONS only");
     return { pathAndQuery: "*", path: "*", authority: host ?? "", hostname: hostnameOf(host ?? "") };
   }
-  const absolute = /^http:\/\/([^/?]*)([/?].*)?$/i.exec(target);
+  const absolute = /^http:\/\/([^/?]+)([/?].*)?$/i.exec(target);
   if (absolute === null) throw badRequest("neither a path nor an http: URL in the request target");
   const [, authority = "", rest = "/"] = absolute;
   return originForm(rest.startsWith("/") ? rest : `/${rest}`, authority);

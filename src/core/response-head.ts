@@ -12,8 +12,6 @@ export class ResponseHead {
   contentLength: string | undefined = undefined;
   /** Values of the write-back headers; more than one of a kind is for the parser to refuse. */
   commands: Partial<Record<WriteBackCommand, string[]>> | undefined = undefined;
-  /** Whether the application tried to set the session cookie, which is not its to set. */
-  ownCookieDropped = false;
 }
 
 const COMMAND_BY_NAME: Readonly<Record<string, WriteBackCommand>> = {
@@ -29,7 +27,7 @@ export class ResponseHeaderRules {
 
   /** @param sessionCookie name of the session cookie. */
   constructor(sessionCookie: string) {
-    this.#sessionCookie = `${sessionCookie}=`;
+    this.#sessionCookie = sessionCookie;
   }
 
   /**
@@ -48,8 +46,8 @@ export class ResponseHeaderRules {
         head.contentLength = value;
         head.kept.push(name, value);
       } else if (verdict === "set-cookie") {
-        if (value.startsWith(this.#sessionCookie)) head.ownCookieDropped = true;
-        else head.kept.push(name, value);
+        // The session cookie is not the application's to set.
+        if (value.split("=", 1)[0]?.trim() !== this.#sessionCookie) head.kept.push(name, value);
       } else if (verdict === "connection") connection = connection === undefined ? value : `${connection},${value}`;
       else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
       else if (verdict !== "drop") {

@@ -1,5 +1,5 @@
 import { badRequest } from "./errors.ts";
-import { readings } from "./request-path.ts";
+import { loosestReading } from "./request-path.ts";
 
 export type SessionPolicy = "required" | "optional" | "none";
 
@@ -22,19 +22,13 @@ export interface Route {
 
 /** Chooses the route: most specific host, then longest path. */
 export class RouteTable {
-  readonly #byHost = new Map<string, readonly Route[]>();
-  readonly #anyHost: readonly Route[];
+  readonly #exact: PrefixTable;
+  /** The same with prefixes in lower case, for the loosest reading of a path. */
+  readonly #loose: PrefixTable;
 
   constructor(routes: readonly Route[]) {
-    const longestFirst = [...routes].sort((a, b) => b.prefix.length - a.prefix.length);
-    this.#anyHost = longestFirst.filter((route) => route.host === undefined);
-    for (const host of new Set(routes.map((route) => route.host))) {
-      if (host === undefined) continue;
-      this.#byHost.set(
-        host,
-        longestFirst.filter((route) => route.host === host),
-      );
-    }
+    this.#exact = new PrefixTable(routes, (route) => route.prefix);
+    this.#loose = new PrefixTable(routes, (route) => route.prefix.toLowerCase());
   }
 
   /**
@@ -42,28 +36,54 @@ export class RouteTable {
    * @param host lower case, without port.
    * @param path as sent, without query.
    * @returns `undefined` when no route matches.
-   * @throws ProxyError `http_request_error` (400) when the path, read as an upstream may read it (dots resolved,
-   *   escapes decoded, slashes merged), belongs to another route: forwarding it would step round that route's policy.
-   *   See the advisories GHSA-p224-6x5r-fjpm (Oathkeeper) and GHSA-7rh7-c77v-6434 (oauth2-proxy).
+   * @throws ProxyError `http_request_error` (400) when the path can be read as that of another route: forwarding it
+   *   would step round that route's policy. See GHSA-p224-6x5r-fjpm (Oathkeeper) and GHSA-7rh7-c77v-6434
+   *   (oauth2-proxy).
    */
   match(host: string, path: string): Route | undefined {
-    const route = this.#find(host, path);
-    for (const reading of readings(path)) {
-      if (this.#find(host, reading) !== route) throw badRequest("the path can be read as that of another route");
+    const route = this.#exact.find(host, path);
+    const loosest = loosestReading(path);
+    if (loosest === undefined) throw badRequest("a dot segment in the path, or a path encoded many times over");
+    if (loosest !== path && this.#loose.find(host, loosest) !== route) {
+      throw badRequest("the path can be read as that of another route");
     }
     return route;
   }
+}
 
-  #find(host: string, path: string): Route | undefined {
+interface Prefixed {
+  readonly prefix: string;
+  readonly route: Route;
+}
+
+class PrefixTable {
+  readonly #byHost = new Map<string, readonly Prefixed[]>();
+  readonly #anyHost: readonly Prefixed[];
+
+  constructor(routes: readonly Route[], prefixOf: (route: Route) => string) {
+    const longestFirst = routes
+      .map((route) => ({ prefix: prefixOf(route), route }))
+      .sort((a, b) => b.prefix.length - a.prefix.length);
+    this.#anyHost = longestFirst.filter(({ route }) => route.host === undefined);
+    for (const { host } of routes) {
+      if (host !== undefined)
+        this.#byHost.set(
+          host,
+          longestFirst.filter(({ route }) => route.host === host),
+        );
+    }
+  }
+
+  find(host: string, path: string): Route | undefined {
     const routes = this.#byHost.get(host);
     return (routes !== undefined ? longestPrefix(routes, path) : undefined) ?? longestPrefix(this.#anyHost, path);
   }
 }
 
-function longestPrefix(routes: readonly Route[], path: string): Route | undefined {
+/** By whole segments: `/admin` is a prefix of `/admin` and `/admin/x`, not of `/administrator`. */
+function longestPrefix(routes: readonly Prefixed[], path: string): Route | undefined {
   for (let i = 0; i < routes.length; i++) {
-    const route = routes[i] as Route;
-    const { prefix } = route;
+    const { prefix, route } = routes[i] as Prefixed;
     if (!path.startsWith(prefix)) continue;
     if (prefix.length === path.length || prefix.length === 0 || path.charCodeAt(prefix.length) === 0x2f) return route;
   }

@@ -33,6 +33,8 @@ export interface Session {
   readonly version: number;
   /** Set when the session was replaced at login: it answers until then, however often it is touched. */
   readonly retiresAt?: number;
+  /** The other id of the same visitor after a rotation: of the new one the old, of the old one the new. */
+  readonly sibling?: SessionKey;
 }
 
 /** What a store makes of a key. Absence is an answer, not an error; only an outage throws. (After scs `Store.Find`.) */
@@ -58,4 +60,16 @@ export function endOf(session: Pick<Session, "expiresAt" | "retiresAt">): number
 /** The answer for a session that is there; whether it still lives is decided at read, whatever TTL its key has. */
 export function judge(session: Session, now: number): FindResult {
   return now < endOf(session) ? { outcome: "hit", session } : EXPIRED;
+}
+
+/** Attribute values to write; `undefined` removes the attribute. */
+export type AttributeChanges = Readonly<Record<string, Json | undefined>>;
+
+export function withChanges(data: SessionData, changes: AttributeChanges): SessionData {
+  const changed: Record<string, Json> = { ...data };
+  for (const [name, value] of Object.entries(changes)) {
+    if (value === undefined) delete changed[name];
+    else changed[name] = value;
+  }
+  return changed;
 }

@@ -1,5 +1,5 @@
 import type { Json } from "./json.ts";
-import type { FindResult, Session, SessionData, SessionKey } from "./session.ts";
+import type { AttributeChanges, FindResult, Session, SessionData, SessionKey } from "./session.ts";
 
 /** In-process stores answer at once, the others with a promise: a hit in SQLite should not cost one. */
 export type MaybePromise<T> = T | Promise<T>;
@@ -10,9 +10,6 @@ export type CommitOutcome = "committed" | "conflict" | "unknown";
 export type AttributeResult =
   | { readonly outcome: "committed"; readonly session: Session }
   | { readonly outcome: "conflict" | "unknown" };
-
-/** Attribute values to write; `undefined` removes the attribute. */
-export type AttributeChanges = Readonly<Record<string, Json | undefined>>;
 
 export interface SessionEntry {
   readonly key: SessionKey;

@@ -1,7 +1,6 @@
 import type { Json } from "../core/json.ts";
-import type { FindResult, Session, SessionData, SessionKey } from "../core/session.ts";
+import type { AttributeChanges, FindResult, Session, SessionData, SessionKey } from "../core/session.ts";
 import type {
-  AttributeChanges,
   AttributeResult,
   CommitOutcome,
   MaybePromise,

@@ -49,12 +49,12 @@ export class Metrics {
     return this.#registry.metrics();
   }
 
-  requestStarted({ scheme, methodLabel }: Exchange): void {
+  requestStarted({ connectionScheme: scheme, methodLabel }: Exchange): void {
     this.#active[scheme].set(methodLabel, (this.#active[scheme].get(methodLabel) ?? 0) + 1);
   }
 
   requestEnded(exchange: Exchange): void {
-    const { scheme, methodLabel } = exchange;
+    const { connectionScheme: scheme, methodLabel } = exchange;
     this.#active[scheme].set(methodLabel, (this.#active[scheme].get(methodLabel) ?? 1) - 1);
     const traceId = exchange.sampled ? exchange.traceId : undefined;
     const durationMs = exchange.endedMs ?? 0;

@@ -1,11 +1,22 @@
 import { ProxyError } from "../core/errors.ts";
 import type { Exchange, WriteBackCommand } from "../core/exchange.ts";
-import { handleOf, type Session, type SessionKey, type SessionUser } from "../core/session.ts";
-import type { SessionStore } from "../core/store.ts";
+import type { Json } from "../core/json.ts";
+import {
+  type AttributeChanges,
+  handleOf,
+  type Session,
+  type SessionKey,
+  type SessionUser,
+  withChanges,
+} from "../core/session.ts";
+import type { AttributeResult, SessionStore } from "../core/store.ts";
 import type { SessionCookie } from "./cookie.ts";
 import { type ExpiryPolicy, expiryAfterUse, ROTATION_OVERLAP_MS } from "./expiry.ts";
 import type { Resolution } from "./resolver.ts";
 import type { SessionCommands } from "./write-back.ts";
+
+/** Lost races against other writers before the old session is simply ended. */
+const RETIRE_ATTEMPTS = 8;
 
 export const SESSION_EVENTS = ["created", "rotated", "ended", "expired"] as const;
 export type SessionEvent = (typeof SESSION_EVENTS)[number];
@@ -32,8 +43,8 @@ export async function obey(
 ): Promise<string | undefined> {
   if (commands.end !== undefined) return endSession(lifecycle, commands.end, resolution, exchange);
   if (commands.start !== undefined) {
-    const data = definedOnly({ ...commands.start.data, ...commands.set });
-    const cookie = await startSession(lifecycle, commands.start.user, data, resolution, exchange);
+    const { user, data } = commands.start;
+    const cookie = await startSession(lifecycle, user, { ...data, ...commands.set }, resolution, exchange);
     if (commands.set !== undefined) exchange.countWriteBack("set", "saved");
     return cookie;
   }
@@ -49,49 +60,72 @@ export async function obey(
 async function startSession(
   lifecycle: Lifecycle,
   user: SessionUser | null,
-  data: Session["data"],
+  changes: AttributeChanges,
   resolution: Resolution,
   exchange: Exchange,
 ): Promise<string> {
   const { store, cookie, expiry } = lifecycle;
   const now = lifecycle.now();
   const before = resolution.outcome === "hit" ? resolution.session : undefined;
-  const carried = before !== undefined && (before.user === null || before.user.id === user?.id) ? before.data : {};
+  const carries = before !== undefined && (before.user === null || before.user.id === user?.id);
   const { key, setCookie } = cookie.issue();
   const session: Session = {
     user,
-    data: { ...carried, ...data },
+    data: withChanges(carries ? before.data : {}, changes),
     createdAt: now,
     expiresAt: expiryAfterUse(now, now, expiry),
     version: 1,
+    ...(resolution.key !== undefined && before !== undefined && { sibling: resolution.key }),
   };
   await counted(exchange, "start", async () => {
     if ((await store.create(key, session)) !== "created") {
       throw new ProxyError("proxy_internal_error", "a new session key was taken already");
     }
-    if (before !== undefined) await retire(store, resolution.key as SessionKey, before, now);
+    if (before === undefined || resolution.key === undefined) return;
+    const retired = await retire(store, resolution.key, key, before, now);
+    // Another response wrote to the old session in the meantime, or ended it: the new one follows.
+    if (carries && retired !== before) await follow(store, key, session, withChanges(retired?.data ?? {}, changes));
   });
   exchange.handle = handleOf(key);
   lifecycle.onEvent(before === undefined ? "created" : "rotated", exchange);
   return setCookie;
 }
 
-/** Lets the id before the login answer for a short overlap and no longer, however often it is touched. */
-async function retire(store: SessionStore, key: SessionKey, session: Session, now: number): Promise<void> {
-  if (session.retiresAt !== undefined) return;
+/**
+ * Lets the id before the login answer for a short overlap and no longer, however often it is touched. The new session
+ * is there already, so whatever breaks here leaves one that works.
+ * @returns the session as it was retired: `session` itself if nobody changed it; `undefined` if it had been ended.
+ */
+async function retire(
+  store: SessionStore,
+  key: SessionKey,
+  successor: SessionKey,
+  session: Session,
+  now: number,
+): Promise<Session | undefined> {
   let current = session;
-  for (let attempt = 0; attempt < 4; attempt++) {
+  for (let attempt = 0; attempt < RETIRE_ATTEMPTS; attempt++) {
+    const retiresAt = Math.min(current.retiresAt ?? Infinity, now + ROTATION_OVERLAP_MS);
     const outcome = await store.commit(key, {
       ...current,
       version: current.version + 1,
-      retiresAt: now + ROTATION_OVERLAP_MS,
+      retiresAt,
+      sibling: successor,
     });
-    if (outcome !== "conflict") return;
+    if (outcome === "committed") return current;
+    if (outcome === "unknown") return undefined;
     const found = await store.find(key);
-    if (found.outcome !== "hit") return;
+    if (found.outcome !== "hit") return undefined;
     current = found.session;
   }
   await store.destroy(key);
+  return current;
+}
+
+async function follow(store: SessionStore, key: SessionKey, session: Session, data: Session["data"]): Promise<void> {
+  const changes: Record<string, Json | undefined> = { ...data };
+  for (const name of Object.keys(session.data)) if (!Object.hasOwn(data, name)) changes[name] = undefined;
+  await store.setAll(key, changes);
 }
 
 async function setAttributes(
@@ -105,7 +139,7 @@ async function setAttributes(
     exchange.countWriteBack("set", "no-session");
     return;
   }
-  const result = await failuresCounted(exchange, "set", async () => lifecycle.store.setAll(key, changes, session));
+  const result = await failuresCounted(exchange, "set", () => setBoth(lifecycle.store, key, changes, session));
   if (result.outcome === "committed") exchange.countWriteBack("set", "saved");
   // Ended by another request while this one was under way: there is nothing to write to, and nothing comes back.
   else if (result.outcome === "unknown") exchange.countWriteBack("set", "no-session");
@@ -115,25 +149,45 @@ async function setAttributes(
   }
 }
 
+/** A write to a session that has been replaced since it was read goes to its successor too, or it would be lost. */
+async function setBoth(
+  store: SessionStore,
+  key: SessionKey,
+  changes: AttributeChanges,
+  base: Session,
+): Promise<AttributeResult> {
+  const result = await store.setAll(key, changes, base);
+  if (result.outcome !== "committed" || result.session.retiresAt === undefined) return result;
+  const successor = result.session.sibling;
+  return successor === undefined ? result : store.setAll(successor, changes, base);
+}
+
 async function endSession(
   lifecycle: Lifecycle,
   scope: "this" | "all",
-  resolution: Resolution,
+  { outcome, keys, key, session }: Resolution,
   exchange: Exchange,
 ): Promise<string | undefined> {
-  const { key, session } = resolution;
-  if (key === undefined || session === undefined) {
+  const { store, cookie } = lifecycle;
+  const presented = outcome === "ambiguous" && keys !== undefined ? keys : session !== undefined && key ? [key] : [];
+  if (presented.length === 0) {
     exchange.countWriteBack("end", "no-session");
-    return lifecycle.cookie.clear();
+    return cookie.clear();
   }
   await counted(exchange, "end", async () => {
-    const user = session.user;
-    const others = scope === "all" && user !== null ? await lifecycle.store.byUser(user.id) : [];
-    await Promise.all(others.map(async (entry) => lifecycle.store.destroy(entry.key)));
-    await lifecycle.store.destroy(key);
+    const user = session?.user;
+    const all = scope === "all" && user ? (await store.byUser(user.id)).map((entry) => entry.key) : [];
+    await Promise.all([...new Set([...presented, ...all])].map((each) => destroyWithSibling(store, each)));
   });
   lifecycle.onEvent("ended", exchange);
-  return lifecycle.cookie.clear();
+  return cookie.clear();
+}
+
+/** During the overlap of a rotation a visitor has two ids; a logout with either ends both. */
+async function destroyWithSibling(store: SessionStore, key: SessionKey): Promise<void> {
+  const found = await store.find(key);
+  if (found.outcome === "hit" && found.session.sibling !== undefined) await store.destroy(found.session.sibling);
+  await store.destroy(key);
 }
 
 async function counted(exchange: Exchange, command: WriteBackCommand, save: () => Promise<void>): Promise<void> {
@@ -148,10 +202,4 @@ async function failuresCounted<T>(exchange: Exchange, command: WriteBackCommand,
     exchange.countWriteBack(command, "failed");
     throw error;
   }
-}
-
-function definedOnly(attributes: Record<string, Session["data"][string] | undefined>): Session["data"] {
-  const defined: Record<string, Session["data"][string]> = {};
-  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) defined[name] = value;
-  return defined;
 }

@@ -8,6 +8,8 @@ import type { PresentedCookie } from "./cookie.ts";
 export interface Resolution {
   readonly outcome: SessionOutcome;
   readonly key?: SessionKey;
+  /** With the outcome `ambiguous`: the keys of the live ones. */
+  readonly keys?: readonly SessionKey[];
   readonly session?: Session;
   /** With the outcome `unavailable`. */
   readonly error?: ProxyError;
@@ -16,7 +18,6 @@ export interface Resolution {
 export const NOT_ASKED: Resolution = { outcome: "not-asked" };
 const ABSENT: Resolution = { outcome: "absent" };
 const MALFORMED: Resolution = { outcome: "malformed" };
-const AMBIGUOUS: Resolution = { outcome: "ambiguous" };
 
 /**
  * Asks the store for the session of a verified cookie. A cookie that did not verify never gets this far.
@@ -43,7 +44,7 @@ async function resolveAmong(store: SessionStore, keys: readonly SessionKey[]): P
   try {
     const resolutions = await Promise.all(keys.map(async (key) => resolution(key, await store.find(key))));
     const live = resolutions.filter((candidate) => candidate.outcome === "hit");
-    if (live.length > 1) return AMBIGUOUS;
+    if (live.length > 1) return { outcome: "ambiguous", keys: live.flatMap(({ key }) => key ?? []) };
     return live[0] ?? (resolutions[0] as Resolution);
   } catch (error) {
     return outage(error);

@@ -1,7 +1,6 @@
 import type { WriteBackCommand } from "../core/exchange.ts";
 import { isJsonObject, type Json, type JsonObject } from "../core/json.ts";
-import type { SessionData, SessionUser } from "../core/session.ts";
-import type { AttributeChanges } from "../core/store.ts";
+import type { AttributeChanges, SessionUser } from "../core/session.ts";
 
 /** All write-back headers of one response together, in octets. */
 export const MAX_WRITE_BACK_BYTES = 8 * 1024;
@@ -12,7 +11,7 @@ const MAX_ATTRIBUTE_NAME_LENGTH = 128;
 
 /** What an application's response asks for, checked. */
 export interface SessionCommands {
-  readonly start?: { readonly user: SessionUser | null; readonly data: SessionData };
+  readonly start?: { readonly user: SessionUser | null; readonly data: AttributeChanges };
   readonly set?: AttributeChanges;
   readonly end?: "this" | "all";
   /** How many keys were left out because the route's `write` does not list them. */
@@ -72,18 +71,18 @@ function parseStart(value: string, permit: Permit): NonNullable<SessionCommands[
     if (name !== "user" && name !== "data") throw new Malformed(`"${name}" is neither user nor data`);
   }
   const user = start.user === undefined || start.user === null || !permit("user") ? null : parseUser(start.user);
-  const data: Record<string, Json> = {};
-  if (start.data !== undefined) {
-    if (!isJsonObject(start.data)) throw new Malformed("data is not an object");
-    for (const [name, attribute] of attributes(start.data, permit)) if (attribute !== null) data[name] = attribute;
-  }
-  return { user, data };
+  if (start.data !== undefined && !isJsonObject(start.data)) throw new Malformed("data is not an object");
+  return { user, data: changesOf(start.data ?? {}, permit) };
+}
+
+function parseSet(value: string, permit: Permit): AttributeChanges {
+  return changesOf(parseObject(value), permit);
 }
 
 /** `null` removes the attribute. */
-function parseSet(value: string, permit: Permit): AttributeChanges {
+function changesOf(object: JsonObject, permit: Permit): AttributeChanges {
   const changes: Record<string, Json | undefined> = {};
-  for (const [name, attribute] of attributes(parseObject(value), permit)) changes[name] = attribute ?? undefined;
+  for (const [name, attribute] of attributes(object, permit)) changes[name] = attribute ?? undefined;
   return changes;
 }
 
@@ -118,17 +117,22 @@ function decodeUtf8(latin1: string): string {
 
 function parseUser(value: Json): SessionUser {
   if (!isJsonObject(value)) throw new Malformed("user is not an object");
-  const { id, name, email, roles } = value;
+  const { id, name, email, roles } = withoutNulls(value);
   if (roles !== undefined && (!Array.isArray(roles) || roles.length > MAX_ROLES))
     throw new Malformed("user.roles is not a list");
   const user: Record<string, Json> = Object.create(null);
-  for (const claim of Object.keys(value)) user[claim] = value[claim] as Json;
+  for (const claim of Object.keys(value)) if (value[claim] !== null) user[claim] = value[claim] as Json;
   user.id = identityText("user.id", typeof id === "number" ? String(id) : id, true);
   if (user.id.length > MAX_USER_ID_LENGTH) throw new Malformed("user.id is too long");
   if (name !== undefined) user.name = identityText("user.name", name);
   if (email !== undefined) user.email = identityText("user.email", email);
   if (roles !== undefined) user.roles = roles.map((role) => identityText("user.roles", role, true));
   return user as unknown as SessionUser;
+}
+
+/** A claim that is `null` is one that the user does not have. */
+function withoutNulls(value: JsonObject): JsonObject {
+  return Object.fromEntries(Object.entries(value).filter(([, claim]) => claim !== null));
 }
 
 /** Text that may become a header value: well-formed, without control characters (CVE-2026-40574, CVE-2024-45808). */

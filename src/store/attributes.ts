@@ -1,6 +1,13 @@
 import { type Json, sameJson } from "../core/json.ts";
-import type { FindResult, Session, SessionData, SessionKey } from "../core/session.ts";
-import type { AttributeChanges, AttributeResult, CommitOutcome, MaybePromise } from "../core/store.ts";
+import {
+  type AttributeChanges,
+  type FindResult,
+  type Session,
+  type SessionData,
+  type SessionKey,
+  withChanges,
+} from "../core/session.ts";
+import type { AttributeResult, CommitOutcome, MaybePromise } from "../core/store.ts";
 
 /** Re-reads after a lost race before a write of attributes gives up. Each one means that somebody else succeeded. */
 const MAX_ATTEMPTS = 16;
@@ -78,13 +85,4 @@ export abstract class AttributesByCommit {
     }
     return { outcome: "conflict" };
   }
-}
-
-function withChanges(data: SessionData, changes: AttributeChanges): SessionData {
-  const changed: Record<string, Json> = { ...data };
-  for (const [name, value] of Object.entries(changes)) {
-    if (value === undefined) delete changed[name];
-    else changed[name] = value;
-  }
-  return changed;
 }

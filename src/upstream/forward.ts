@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
-import { ProxyError } from "../core/errors.ts";
+import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
 import type { ResponseHead, ResponseHeaderRules } from "../core/response-head.ts";
 import { upstreamError } from "./errors.ts";
@@ -51,7 +51,7 @@ export function forward(
       method: method as Dispatcher.HttpMethod,
       path,
       headers,
-      body: hasContent ? requestContent(req, exchange) : null,
+      body: hasContent ? requestContent(req, exchange, upstream.idleTimeoutMs) : null,
       // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
       // not be a next one (CVE-2026-29057).
       ...(hasContent &&
@@ -67,16 +67,28 @@ export function forward(
 /**
  * The content as a stream of its own: undici destroys the body of a failed request, and destroying `req` would take
  * the client's connection with it before the error could be told.
+ * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
+ *   the connection for ever.
  */
-function requestContent(req: IncomingMessage, exchange: Exchange): Readable {
+function requestContent(req: IncomingMessage, exchange: Exchange, idleTimeoutMs: number): Readable {
   const content = new PassThrough();
+  const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
   req.on("data", (chunk: Buffer) => {
     exchange.requestBytes += chunk.length;
+    idle.refresh();
   });
+  req.on("end", () => clearTimeout(idle));
   req.on("error", (error) => content.destroy(error));
   // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
   content.on("error", () => req.unpipe(content));
+  content.on("close", () => clearTimeout(idle));
   return req.pipe(content);
+}
+
+function stalled(byUpstream: boolean): ProxyError {
+  return byUpstream
+    ? new ProxyError("connection_write_timeout", "the upstream stopped reading the request")
+    : badRequest("the client stopped sending the request", 408);
 }
 
 class ForwardAttempt implements Dispatcher.DispatchHandler {
@@ -87,7 +99,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   #controller: Dispatcher.DispatchController | undefined;
   #interimHeads = 0;
   #headSeen = false;
-  #waitsForDrain = false;
+  /** The response commands the session: its head waits for the save, and so does its end (undici does not pause HEAD). */
+  #held = false;
+  #endedWhileHeld = false;
+  #drain: NodeJS.Timeout | undefined;
   #done = false;
 
   constructor(request: ForwardRequest, req: IncomingMessage, res: ServerResponse, exchange: Exchange) {
@@ -119,15 +134,20 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
       return;
     }
     controller.pause();
-    this.#request.onCommands(head).then(
-      (setCookie) => {
+    this.#held = true;
+    this.#request
+      .onCommands(head)
+      .then((setCookie) => {
         if (this.#done) return;
         if (setCookie !== undefined) head.kept.push("set-cookie", setCookie);
         this.#release(status, reason, head);
+        this.#held = false;
         controller.resume();
-      },
-      (error: ProxyError) => this.#fail(error),
-    );
+        if (this.#endedWhileHeld) this.onResponseEnd();
+      })
+      .catch((error: unknown) => {
+        if (!this.#done) this.#fail(upstreamError(error, true));
+      });
   }
 
   /** Sends the response head. */
@@ -138,7 +158,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     const fields = head.kept;
     if (status === 204 && head.contentLength !== undefined) removeContentLength(fields);
     if (this.#request.closeConnection() || !this.#requestIsRead()) fields.push("connection", "close");
-    this.#res.writeHead(status, reason ?? "", fields);
+    this.#res.writeHead(status, plainReason(reason), fields);
     // The head does not wait for the first piece of content: an event stream may take a while to say something.
     if (head.contentLength === undefined) queueMicrotask(() => this.#flushHead());
   }
@@ -151,15 +171,21 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#exchange.responseBytes += chunk.length;
     if (this.#res.write(chunk)) return;
     controller.pause();
-    if (this.#waitsForDrain) return;
-    this.#waitsForDrain = true;
+    if (this.#drain !== undefined) return;
+    // A reader that has stopped reading is a client that has gone.
+    this.#drain = setTimeout(() => this.#res.destroy(), this.#request.upstream.idleTimeoutMs);
     this.#res.once("drain", () => {
-      this.#waitsForDrain = false;
+      clearTimeout(this.#drain);
+      this.#drain = undefined;
       controller.resume();
     });
   }
 
   onResponseEnd(): void {
+    if (this.#held) {
+      this.#endedWhileHeld = true;
+      return;
+    }
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#res.end();
@@ -179,6 +205,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   /** The client went away: without this a paused response would hold its upstream connection for ever. */
   abandon(): void {
+    clearTimeout(this.#drain);
     if (this.#done) return;
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
@@ -189,6 +216,11 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   #requestIsRead(): boolean {
     return !this.#request.hasContent || this.#req.complete;
   }
+}
+
+/** undici reads the reason phrase as UTF-8, where it is Latin-1; one that is not ASCII is left out (RFC 9112 §4). */
+function plainReason(reason = ""): string {
+  return /^[\t\x20-\x7e]*$/.test(reason) ? reason : "";
 }
 
 /** The octets of the response head. The parsed form that undici offers beside them has changed bytes and lost order. */

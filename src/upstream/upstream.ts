@@ -6,7 +6,7 @@ export interface UpstreamOptions {
   readonly connectTimeoutMs: number;
   /** From the request to the head of the response. */
   readonly firstByteTimeoutMs: number;
-  /** Between two pieces of the response. */
+  /** Between two pieces of content, in either direction. */
   readonly idleTimeoutMs: number;
 }
 
@@ -20,10 +20,12 @@ export class Upstream {
   readonly address: string;
   readonly host: string;
   readonly port: number;
+  readonly idleTimeoutMs: number;
   readonly #pool: Pool;
 
   constructor(options: UpstreamOptions) {
     const url = new URL(options.target);
+    this.idleTimeoutMs = options.idleTimeoutMs;
     this.host = url.hostname;
     this.port = url.port !== "" ? Number(url.port) : url.protocol === "https:" ? 443 : 80;
     this.address = `${this.host}:${this.port}`;
