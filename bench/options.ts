@@ -12,6 +12,7 @@ export interface Options {
   readonly sessions: number;
   /** Where V8 CPU profiles go. */
   readonly profile: string | undefined;
+  readonly keepsResults: boolean;
 }
 
 /** The command line is not understood. */
@@ -27,6 +28,7 @@ Options:
   --connections N     connections of the load generator (default 50)
   --sessions N        sessions that the requests are spread over (default 200)
   --profile FOLDER    write a CPU profile of each peer there; slows them down, so the results are not kept
+  --no-results        leave bench/results as it is
   --help
 `;
 
@@ -42,6 +44,7 @@ export function readOptions(args: readonly string[]): Options | undefined {
     connections: whole("connections", values.connections, 1000),
     sessions: whole("sessions", values.sessions, 100_000),
     profile: values.profile,
+    keepsResults: !values["no-results"] && values.profile === undefined,
   };
 }
 
@@ -57,6 +60,7 @@ function parse(args: readonly string[]) {
         connections: { type: "string", default: "50" },
         sessions: { type: "string", default: "200" },
         profile: { type: "string" },
+        "no-results": { type: "boolean", default: false },
         help: { type: "boolean", short: "h", default: false },
       },
     }).values;

@@ -79,7 +79,7 @@ function progress({ cpuMicros, rps, p99Ms, busy }: Sample): string {
 async function report(measured: readonly Measured[], { options, pins }: Bench): Promise<void> {
   const results = makeReport(measured, options, pins);
   process.stdout.write(`\n${table(results)}\n`);
-  if (options.profile !== undefined) return;
+  if (!options.keepsResults) return;
   await mkdir(RESULTS, { recursive: true });
   await writeFile(new URL("latest.json", RESULTS), `${JSON.stringify(results, null, 2)}\n`);
   await writeFile(new URL("latest.md", RESULTS), markdown(results));
