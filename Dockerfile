@@ -1,5 +1,10 @@
-# Two stages: build to JavaScript, then the same Node with what is needed to run and nothing else.
+# Built to JavaScript in one stage, the dependencies to run it in another; the image has these two and Node, no more.
 ARG NODE_IMAGE=node:26-slim
+
+FROM ${NODE_IMAGE} AS dependencies
+WORKDIR /build
+COPY package.json package-lock.json ./
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
 FROM ${NODE_IMAGE} AS build
 WORKDIR /build
@@ -9,14 +14,13 @@ RUN npm ci --ignore-scripts --no-audit --no-fund
 COPY tsconfig.json ./
 COPY scripts scripts
 COPY src src
-RUN PATH="$PWD/node_modules/.bin:$PATH" /usr/local/bin/node scripts/build.ts \
- && npm prune --omit=dev --ignore-scripts --no-audit --no-fund
+RUN PATH="$PWD/node_modules/.bin:$PATH" /usr/local/bin/node scripts/build.ts
 
 FROM ${NODE_IMAGE}
 ENV NODE_ENV=production
 WORKDIR /app
 COPY --from=build /build/package.json ./
-COPY --from=build /build/node_modules node_modules
+COPY --from=dependencies /build/node_modules node_modules
 COPY --from=build /build/dist dist
 COPY examples/legacy-shop/server.mjs examples/legacy-shop/server.mjs
 COPY LICENSE ./
