@@ -222,14 +222,19 @@ class Connections {
     });
   }
 
+  /** A connection becomes idle when its answer is out; one that has never said anything is idle too, also for Node 24. */
+  #closeIdle(): void {
+    this.#server.closeIdleConnections();
+    for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
+  }
+
   /** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
   drain(timeoutMs: number): Promise<void> {
     return new Promise((resolve) => {
       const deadline = setTimeout(() => {
         for (const socket of this.#sockets) socket.destroy();
       }, timeoutMs);
-      // A connection becomes idle when its answer is out.
-      const idle = setInterval(() => this.#server.closeIdleConnections(), IDLE_CHECK_MS);
+      const idle = setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
       // Also called, with an error that does not matter, when the server was not listening.
       this.#server.close(() => {
         clearTimeout(deadline);

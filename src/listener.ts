@@ -9,7 +9,6 @@ import { type Gate, handle } from "./pipeline.ts";
 
 /** Octets of a request head, and of a request line; larger ones get 431 and 414. */
 const MAX_HEAD_BYTES = 32 * 1024;
-const MAX_HEADERS = 200;
 /** A head must be complete within this time; contents may take as long as they need. */
 const HEADERS_TIMEOUT_MS = 15_000;
 /** Longer than the usual load balancer keeps its side, so that it is not we who close under a request. */
@@ -51,7 +50,7 @@ export function createListener(gate: Gate): Server {
     insecureHTTPParser: false,
     joinDuplicateHeaders: false,
   });
-  server.maxHeadersCount = MAX_HEADERS;
+  server.maxHeadersCount = 0; // none: core/request-head.ts counts
 
   const connectionOf = (socket: Socket): Connection => {
     let connection = connections.get(socket);

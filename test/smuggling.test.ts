@@ -110,7 +110,7 @@ const refused: Record<string, [octets: string, status: number]> = {
   "an unknown method": ["BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501],
   "a head that is too large": [`GET / HTTP/1.1\r\nHost: a\r\nX: ${"x".repeat(40_000)}\r\n\r\n`, 431],
   "a target that is too long": [`GET /${"x".repeat(40_000)} HTTP/1.1\r\nHost: a\r\n\r\n`, 414],
-  "too many headers": [`GET / HTTP/1.1\r\nHost: a\r\n${"X: 1\r\n".repeat(2100)}\r\n`, 431],
+  "too many headers": [`GET / HTTP/1.1\r\nHost: a\r\n${"X: 1\r\n".repeat(250)}\r\n`, 431],
 };
 
 t.test("what could be read in two ways is refused, and reaches nobody", async (t) => {

@@ -28,6 +28,9 @@ type PeekedName = (typeof PEEKED)[number];
 /** What happens to a header, decided by its name alone. */
 type Verdict = "keep" | "hop-by-hop" | StripClass | ReadName | PeekedName;
 
+/** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
+const MAX_FIELDS = 200;
+
 /** Names longer than this, or beyond this many different ones, are judged afresh each time. */
 const REMEMBERED_NAME_LENGTH = 64;
 const REMEMBERED_NAMES = 1024;
@@ -109,7 +112,7 @@ export class RequestHead {
  * Reads and cleans the header section in one pass.
  * @param raw names and values in turn, from `IncomingMessage.rawHeaders`: the object form hides duplicates.
  * @param trustedPeer whether `X-Forwarded-*` and trace context come from somebody who may say them.
- * @throws ProxyError `http_request_error` (400, 501) where two readings of the message would be possible.
+ * @throws ProxyError `http_request_error` (400, 431, 501) where two readings of the message would be possible.
  */
 export function readRequestHead(
   raw: readonly string[],
@@ -117,6 +120,7 @@ export function readRequestHead(
   trustedPeer: boolean,
   exchange: Exchange,
 ): RequestHead {
+  if (raw.length > 2 * MAX_FIELDS) throw badRequest("too many header fields", 431);
   const head = new RequestHead();
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i] as string;

@@ -34,7 +34,8 @@ export interface SessionStore {
   /** Stores a new session. `conflict`: the key is taken, which for 256 random bits means that something is wrong. */
   create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict">;
   /**
-   * Replaces the session if it still has `session.version - 1`. A destroyed or expired session is not brought back.
+   * Replaces the session if it still has `session.version - 1`. A destroyed or expired session is not brought back. The
+   * user stays the same: a login creates a session.
    */
   commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
   /** Moves the expiry of a live session; never creates a key and never changes anything else. */
