@@ -5,7 +5,6 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { stringify } from "yaml";
 import type { z } from "zod";
-import { definitionOf } from "../src/config/problems.ts";
 import { settingsSchema } from "../src/config/schema.ts";
 import { ERROR_CODES, statusOf } from "../src/core/errors.ts";
 import { METRICS, type MetricDefinition } from "../src/observe/names.ts";
@@ -24,7 +23,7 @@ interface Key {
 }
 
 function renderConfiguration(): string {
-  const sections = Object.entries(shapeOf(settingsSchema)).map(([name, schema]) => {
+  const sections = Object.entries(outline(settingsSchema).shape ?? {}).map(([name, schema]) => {
     const rows = keysBelow(name, schema).map(({ path, fallback, about }) => `| \`${path}\` | ${fallback} | ${about} |`);
     return `## ${name}\n\n${descriptionOf(schema)}\n\n| key | default | meaning |\n|---|---|---|\n${rows.join("\n")}\n`;
   });
@@ -73,29 +72,29 @@ ${ERROR_CODES.map((code) => `| \`${code}\` | ${statusOf(code)} |`).join("\n")}
 }
 
 function keysBelow(path: string, schema: z.core.$ZodType): Key[] {
-  const shape = shapeOf(schema);
-  const element = definitionOf(schema).element;
-  if (element !== undefined && Object.keys(shapeOf(element)).length > 0) return keysBelow(`${path}[]`, element);
-  if (Object.keys(shape).length === 0) return [{ path, fallback: defaultOf(schema), about: descriptionOf(schema) }];
+  const { shape, element } = outline(schema);
+  if (element !== undefined && outline(element).shape !== undefined) return keysBelow(`${path}[]`, element);
+  if (shape === undefined) return [{ path, fallback: defaultOf(schema), about: descriptionOf(schema) }];
   const own = descriptionOf(schema);
   const below = Object.entries(shape).flatMap(([name, inner]) => keysBelow(`${path}.${name}`, inner));
   // The description of a top-level section stands above its table.
   return own !== "" && path.includes(".") ? [{ path, fallback: "", about: own }, ...below] : below;
 }
 
-function shapeOf(schema: z.core.$ZodType): Record<string, z.core.$ZodType> {
-  const definition = schema._zod.def as { readonly type: string };
-  return definition.type === "union" ? {} : (definitionOf(unwrapUnion(schema)).shape ?? {});
+interface Outline {
+  readonly shape?: Record<string, z.core.$ZodType>;
+  readonly element?: z.core.$ZodType;
 }
 
-/** A choice between a word and an object is one key in the table. */
-function unwrapUnion(schema: z.core.$ZodType): z.core.$ZodType {
-  const { innerType } = schema._zod.def as { readonly innerType?: z.core.$ZodType };
-  const inner = innerType?._zod.def as { readonly type: string; readonly element?: unknown } | undefined;
-  return inner?.type === "union" ? PLAIN : schema;
+/** What is below defaults, optionals and preprocessing; a choice between a word and an object is one key. */
+function outline(schema: z.core.$ZodType): Outline {
+  const definition = schema._zod.def as Outline & {
+    readonly innerType?: z.core.$ZodType;
+    readonly out?: z.core.$ZodType;
+  };
+  const inner = definition.innerType ?? definition.out;
+  return inner === undefined ? definition : outline(inner);
 }
-
-const PLAIN = { _zod: { def: { shape: {} } } } as unknown as z.core.$ZodType;
 
 function descriptionOf(schema: z.core.$ZodType): string {
   return ((schema as z.ZodType).description ?? "").replaceAll("|", "\\|");

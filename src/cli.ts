@@ -1,9 +1,10 @@
 import { parseArgs } from "node:util";
 import { stringify } from "yaml";
 import type { Config } from "./config/compile.ts";
+import { MIN_SECRET_LENGTH } from "./config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile, maskSettings } from "./config/load.ts";
 import { ConfigError } from "./config/problems.ts";
-import { MIN_SECRET_LENGTH, type Settings } from "./config/schema.ts";
+import type { Settings } from "./config/schema.ts";
 import { startDemo } from "./demo.ts";
 import { Gateway, ListenError } from "./gateway.ts";
 import { VERSION } from "./version.ts";

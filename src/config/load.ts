@@ -1,8 +1,9 @@
 import { readFileSync } from "node:fs";
 import { parseDocument } from "yaml";
 import { type Config, compile } from "./compile.ts";
+import { maskUrl } from "./fields.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
-import { maskUrl, type Settings, settingsSchema } from "./schema.ts";
+import { type Settings, settingsSchema } from "./schema.ts";
 
 /** A configuration file is read up to this size. */
 const MAX_FILE_BYTES = 1024 * 1024;

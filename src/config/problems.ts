@@ -79,7 +79,7 @@ function knownKeys(path: Path): string[] {
 }
 
 /** The definition below defaults, optionals, preprocessing and unions. */
-export function definitionOf(schema: z.core.$ZodType): SchemaDefinition {
+function definitionOf(schema: z.core.$ZodType): SchemaDefinition {
   const definition = schema._zod.def as SchemaDefinition;
   if (definition.shape !== undefined || definition.element !== undefined) return definition;
   const inner =
