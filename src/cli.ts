@@ -6,7 +6,8 @@ import { type Environment, loadConfig, loadConfigFile, maskSettings } from "./co
 import { ConfigError } from "./config/problems.ts";
 import type { Settings } from "./config/schema.ts";
 import { startDemo } from "./demo.ts";
-import { Gateway, ListenError } from "./gateway.ts";
+import { Gateway } from "./gateway.ts";
+import { ListenError } from "./listening.ts";
 import { VERSION } from "./version.ts";
 
 const USAGE = `coatcheck ${VERSION} — session reverse proxy

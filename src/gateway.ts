@@ -1,5 +1,4 @@
 import type { Server } from "node:http";
-import type { AddressInfo, Socket } from "node:net";
 import { createAdmin } from "./admin/admin.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
@@ -9,6 +8,7 @@ import { ResponseHeaderRules } from "./core/response-head.ts";
 import { RouteTable } from "./core/routes.ts";
 import type { SessionStore } from "./core/store.ts";
 import { createListener } from "./listener.ts";
+import { Connections, open, urlOf } from "./listening.ts";
 import { InstrumentedStore } from "./observe/instrumented-store.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import { Observer } from "./observe/observer.ts";
@@ -30,13 +30,6 @@ export interface GatewayOptions {
 
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
-
-const IDLE_CHECK_MS = 50;
-
-/** A port could not be taken; the message names it and the setting that chooses another. */
-export class ListenError extends Error {
-  override readonly name = "ListenError";
-}
 
 /** The composition root: builds what the way of a request needs, and the two listeners. */
 export class Gateway {
@@ -186,67 +179,4 @@ export class Gateway {
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
   }
-}
-
-function open(
-  server: Server,
-  { host, port }: { host: string; port: number },
-  setting: "listen" | "admin",
-): Promise<void> {
-  return new Promise((resolve, reject) => {
-    server.once("error", (error: NodeJS.ErrnoException) => {
-      const reason =
-        error.code === "EADDRINUSE"
-          ? "is in use by another program"
-          : error.code === "EACCES"
-            ? "may not be used without more rights"
-            : `cannot be used (${error.message})`;
-      reject(
-        new ListenError(`port ${port} on ${host} ${reason}; choose another with ${setting}.port`, { cause: error }),
-      );
-    });
-    server.listen(port, host, () => resolve());
-  });
-}
-
-/** The sockets of a server, with those that node has let go of after a CONNECT. */
-class Connections {
-  readonly #server: Server;
-  readonly #sockets = new Set<Socket>();
-
-  constructor(server: Server) {
-    this.#server = server;
-    server.on("connection", (socket: Socket) => {
-      this.#sockets.add(socket);
-      socket.once("close", () => this.#sockets.delete(socket));
-    });
-  }
-
-  /** A connection becomes idle when its answer is out; one that has never said anything is idle too, also for Node 24. */
-  #closeIdle(): void {
-    this.#server.closeIdleConnections();
-    for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
-  }
-
-  /** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
-  drain(timeoutMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const deadline = setTimeout(() => {
-        for (const socket of this.#sockets) socket.destroy();
-      }, timeoutMs);
-      const idle = setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
-      // Also called, with an error that does not matter, when the server was not listening.
-      this.#server.close(() => {
-        clearTimeout(deadline);
-        clearInterval(idle);
-        resolve();
-      });
-    });
-  }
-}
-
-function urlOf(server: Server): string {
-  const { address, port, family } = server.address() as AddressInfo;
-  const host = address === "0.0.0.0" || address === "::" ? "localhost" : family === "IPv6" ? `[${address}]` : address;
-  return `http://${host}:${port}`;
 }

@@ -22,7 +22,8 @@ export type {
   SessionStore,
   StoreCheck,
 } from "./core/store.ts";
-export { Gateway, type GatewayOptions, ListenError } from "./gateway.ts";
+export { Gateway, type GatewayOptions } from "./gateway.ts";
+export { ListenError } from "./listening.ts";
 export type { LogDestination } from "./observe/logging.ts";
 export { AttributesByCommit } from "./store/attributes.ts";
 export { VERSION } from "./version.ts";
