@@ -134,6 +134,9 @@ export class Gateway {
       await this.#release();
       throw error;
     }
+    for (const server of [this.#admin, this.#server]) {
+      server.on("error", (error) => this.observer.log.unexpected(error));
+    }
     await this.#store.check();
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,

@@ -17,11 +17,18 @@ const KEEP_ALIVE_TIMEOUT_MS = 75_000;
 /** How long a refused client may take to read why: closing under what it still sends would take the answer with it. */
 const LINGER_MS = 1_000;
 
+/** Requests that may wait on one connection for the answers before theirs. */
+const MAX_PIPELINED = 100;
+/** Without progress on a connection whose answer is under way, its client has gone. */
+const CLIENT_IDLE_TIMEOUT_MS = 60_000;
+
 /** What is going on on one connection. */
 interface Connection {
   readonly peer: Peer;
   /** Requests that were started and whose response is not out. */
   readonly running: Set<Conversation>;
+  /** Pipelined requests whose turn has not come. */
+  waiting: number;
   /** A later message was malformed: say so when the earlier answers are out. */
   refusal: Refusal | undefined;
 }
@@ -56,7 +63,7 @@ export function createListener(gate: Gate): Server {
     let connection = connections.get(socket);
     if (connection === undefined) {
       const peer = describePeer(socket.remoteAddress, "encrypted" in socket, gate.trusted);
-      connection = { peer, running: new Set(), refusal: undefined };
+      connection = { peer, running: new Set(), waiting: 0, refusal: undefined };
       connections.set(socket, connection);
     }
     return connection;
@@ -64,11 +71,20 @@ export function createListener(gate: Gate): Server {
 
   const start = (req: IncomingMessage, res: ServerResponse, expectsContinue: boolean): void => {
     // A pipelined request waits for the response before it, so that a POST cannot overtake.
+    const connection = connectionOf(req.socket);
     if (res.socket === null) {
-      res.once("socket", () => start(req, res, expectsContinue));
+      if (++connection.waiting > MAX_PIPELINED) refuseFlood(gate, req.socket, connection);
+      res.once("socket", () => {
+        connection.waiting--;
+        start(req, res, expectsContinue);
+      });
       return;
     }
-    const connection = connectionOf(req.socket);
+    if (connection.refusal !== undefined && !req.complete) {
+      // Its content is what was malformed: it will never be whole.
+      refuse(gate, req.socket, connection, connection.refusal);
+      return;
+    }
     const exchange = openExchange(gate, req.method ?? "", req.httpVersion, connection.peer);
     const conversation: Conversation = { req, res, peer: connection.peer, exchange, expectsContinue };
     connection.running.add(conversation);
@@ -82,13 +98,24 @@ export function createListener(gate: Gate): Server {
     handle(gate, conversation).catch((error: unknown) => gate.observer.log.unexpected(error, exchange));
   };
 
+  server.timeout = CLIENT_IDLE_TIMEOUT_MS;
+  server.on("timeout", (socket: Socket) => {
+    const [current] = connectionOf(socket).running;
+    // An answer that is yet to come is the upstream's affair; it has timeouts of its own.
+    const waitsForUpstream = current !== undefined && !current.res.writableEnded && !current.res.writableNeedDrain;
+    if (waitsForUpstream) socket.setTimeout(CLIENT_IDLE_TIMEOUT_MS);
+    else socket.destroy();
+  });
   server.on("request", (req, res) => start(req, res, false));
   server.on("checkContinue", (req, res) => start(req, res, true));
   server.on("checkExpectation", (req, res) => start(req, res, false));
   server.on("connect", (_req: IncomingMessage, socket: Socket) => {
     // Node has let go of this socket: without a listener its error would end the process.
     socket.on("error", () => socket.destroy());
-    refuse(gate, socket, connectionOf(socket), { status: 405, message: "CONNECT is not forwarded" });
+    const connection = connectionOf(socket);
+    const refusal = { status: 405, message: "CONNECT is not forwarded" };
+    if (connection.running.size > 0) connection.refusal = refusal;
+    else refuse(gate, socket, connection, refusal);
   });
   server.on("clientError", (error: ClientError, socket: Socket) => {
     const connection = connectionOf(socket);
@@ -141,6 +168,16 @@ function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Ref
   exchange.fail("http_request_error", refusal.message);
   writeRefusal(socket, refusal, exchange.traceId);
   closeExchange(gate, exchange, true);
+}
+
+/** Ends a connection on which too much waits: it would cost memory without an end. There is no place for an answer. */
+function refuseFlood(gate: Gate, socket: Socket, connection: Connection): void {
+  if (socket.destroyed) return;
+  const exchange = openExchange(gate, "", "1.1", connection.peer);
+  exchange.status = 429;
+  exchange.fail("http_request_error", "too many pipelined requests");
+  closeExchange(gate, exchange, true);
+  socket.destroy();
 }
 
 /** Says why, and closes; a client that keeps its side open is not waited for. */

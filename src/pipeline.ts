@@ -54,8 +54,8 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const resolving = resolve(gate, route, cookie, exchange);
     const resolution = resolving instanceof Promise ? await resolving : resolving;
     note(gate, exchange, resolution);
-    // The client left while the store was asked: nobody would ever end what began now.
-    if (exchange.endedMs !== undefined) return;
+    // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
+    if (exchange.endedMs !== undefined || exchange.error !== undefined) return;
 
     exchange.decision = decide(route, resolution, exchange.method, head);
     if (exchange.decision !== "identified" && exchange.decision !== "anonymous") {

@@ -264,3 +264,31 @@ t.test("an unknown expectation is refused with a record", async (t) => {
   );
   t.equal((await gateway.exchanges("errors")).length, 1);
 });
+
+t.test("pipelined requests that wait are bounded", async (t) => {
+  const upstream = await startUpstream(t, () => {});
+  const gateway = await startGateway(t, { upstream: upstream.url });
+  const socket = await opened(gateway.port, "GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(5_000));
+  await new Promise((resolve) => socket.resume().once("close", resolve));
+  const flood = await until(async () => (await gateway.exchanges("errors"))[0]);
+  t.match(flood, { response: { status: 429 } });
+  t.equal(upstream.received.length, 1);
+});
+
+t.test("a CONNECT behind a request waits for its answer", async (t) => {
+  const upstream = await startUpstream(t, (_received, _req, res) => setTimeout(() => res.end("first"), 50));
+  const gateway = await startGateway(t, { upstream: upstream.url });
+  const reply = await raw(gateway.port, "GET / HTTP/1.1\r\nHost: a\r\n\r\nCONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
+  t.match(reply, /^HTTP\/1.1 200 [\s\S]*first[\s\S]*HTTP\/1.1 405 /);
+});
+
+t.test("a malformed chunk of a pipelined request is answered after the earlier one, at once", async (t) => {
+  const upstream = await startUpstream(t, (_received, _req, res) => setTimeout(() => res.end("first"), 50));
+  const gateway = await startGateway(t, { upstream: upstream.url });
+  const reply = await raw(
+    gateway.port,
+    "GET / HTTP/1.1\r\nHost: a\r\n\r\nPOST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+  );
+  t.match(reply, /^HTTP\/1.1 200 [\s\S]*first[\s\S]*HTTP\/1.1 400 /);
+  t.equal(upstream.received.length, 1);
+});

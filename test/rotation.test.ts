@@ -6,12 +6,12 @@ import { startGateway, startRedis, startUpstream, type Teardown } from "./suppor
 const redis = await startRedis(t);
 const IDENTITY = { headers: { "X-User-Id": "/user/id", "X-Cart": "/data/cart", "X-Theme": "/data/theme" } };
 
-/** An application that holds back the answer to `POST /slow-start` until it is told to go on. */
+/** An application that holds back the answer to `POST /slow-start` and `/slow-set` until it is told to go on. */
 async function setUp(test: Teardown, store: string) {
   const go = Promise.withResolvers<void>();
   const upstream = await startUpstream(test, async (received, _req, res) => {
     const command = /(start|set|end)$/.exec(received.url)?.[1];
-    if (received.url === "/slow-start") await go.promise;
+    if (received.url.startsWith("/slow-")) await go.promise;
     if (command !== undefined) res.setHeader(`X-Session-${command}`, received.body);
     res.end(JSON.stringify(received.headers));
   });
@@ -24,12 +24,12 @@ async function setUp(test: Teardown, store: string) {
     });
   const start = async (body: unknown, cookie = "") => cookiePair((await post("/start", body, cookie)).setCookie[0]);
   const seen = async (cookie: string) => JSON.parse((await ask(gateway.url, { headers: { cookie } })).body);
-  const slowStart = async (body: unknown, cookie: string) => {
-    const reply = post("/slow-start", body, cookie);
-    await until(() => upstream.received.some(({ url }) => url === "/slow-start"));
+  const slow = async (path: "/slow-start" | "/slow-set", body: unknown, cookie: string) => {
+    const reply = post(path, body, cookie);
+    await until(() => upstream.received.some(({ url }) => url === path));
     return { reply, finish: () => go.resolve() };
   };
-  return { gateway, post, start, seen, slowStart };
+  return { gateway, post, start, seen, slow };
 }
 
 const ADA = { user: { id: "1" } };
@@ -38,9 +38,9 @@ for (const store of ["memory:", redis.url]) {
   const name = store === "memory:" ? "memory" : "redis";
 
   t.test(`${name}: an attribute that is written while a login is under way is in the new session`, async (t) => {
-    const { post, start, seen, slowStart } = await setUp(t, store);
+    const { post, start, seen, slow } = await setUp(t, store);
     const before = await start({ ...ADA, data: { cart: "old" } });
-    const login = await slowStart(ADA, before);
+    const login = await slow("/slow-start", ADA, before);
     t.equal((await post("/set", { theme: "dark", cart: null }, before)).status, 200);
     login.finish();
     const after = cookiePair((await login.reply).setCookie[0]);
@@ -56,9 +56,9 @@ for (const store of ["memory:", redis.url]) {
   });
 
   t.test(`${name}: what was ended while a login was under way does not come back with it`, async (t) => {
-    const { post, start, seen, slowStart } = await setUp(t, store);
+    const { post, start, seen, slow } = await setUp(t, store);
     const before = await start({ ...ADA, data: { cart: "secret" } });
-    const login = await slowStart({ ...ADA, data: { theme: "new" } }, before);
+    const login = await slow("/slow-start", { ...ADA, data: { theme: "new" } }, before);
     t.equal((await post("/end", "all", before)).status, 200);
     login.finish();
     const after = cookiePair((await login.reply).setCookie[0]);
@@ -85,6 +85,37 @@ for (const store of ["memory:", redis.url]) {
     t.match(await seen(ada), { "x-user-id": "1", "x-cart": "hat", "x-theme": "" });
     const bob = await start({ user: { id: "2" } }, ada);
     t.match(await seen(bob), { "x-user-id": "2", "x-cart": "" });
+  });
+
+  t.test(`${name}: a late write with an old id never changes whose session the new one is`, async (t) => {
+    for (const [first, late] of [
+      [
+        { user: { id: "X" }, data: { cart: "x" } },
+        { "x-user-id": "Y", "x-cart": "", "x-theme": "" },
+      ],
+      [{ data: { cart: "x" } }, { "x-user-id": "Y", "x-cart": "x", "x-theme": "dark" }],
+    ] as const) {
+      const { post, start, seen, slow } = await setUp(t, store);
+      const before = await start(first);
+      const write = await slow("/slow-set", { theme: "dark" }, before);
+      const after = await start({ user: { id: "Y" } }, before);
+      write.finish();
+      t.equal((await write.reply).status, 200);
+      t.match(await seen(after), late);
+      // And once more within the overlap, after the new session was written to.
+      await post("/set", { cart: "new" }, after);
+      await post("/set", { theme: "light" }, before);
+      t.match(await seen(after), { "x-user-id": "Y", "x-cart": "new" });
+    }
+  });
+
+  t.test(`${name}: two logins at once with one old id: a logout ends all that came of it`, async (t) => {
+    const { post, start, seen } = await setUp(t, store);
+    const before = await start(ADA);
+    const [one, two] = await Promise.all([start(ADA, before), start(ADA, before)]);
+    const third = await start(ADA, two);
+    await post("/end", "this", third);
+    for (const cookie of [before, one, two, third]) t.match(await seen(cookie), { "x-user-id": "" });
   });
 
   t.test(`${name}: a logout with two live cookies ends both`, async (t) => {

@@ -98,6 +98,8 @@ const refused: Record<string, [octets: string, status: number]> = {
   "Host with userinfo": ["GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", 400],
   "Host with a path": ["GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400],
   "Host with a bad port": ["GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", 400],
+  "Host with an escape": ["GET / HTTP/1.1\r\nHost: %61pp\r\n\r\n", 400],
+  "an empty Host": ["GET / HTTP/1.1\r\nHost:\r\n\r\n", 400],
   "a list of Hosts": ["GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400],
   "a fragment": ["GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400],
   "a backslash": ["GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n", 400],

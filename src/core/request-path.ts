@@ -7,28 +7,47 @@
 const MAX_ENCODING_LAYERS = 4;
 
 /**
- * The path after everything that a server may do to it. Whatever a server does of that, in whatever order, a prefix of
- * plain segments that it ends up with is a prefix of this too, dot segments being refused: so if this belongs to the
- * same route as the path itself, every reading does.
+ * The path after everything that a server may do to it: once as one path, once cut at the first `?` or `#` that was
+ * encoded. Whatever a server does of that, in whatever order, a prefix of plain segments that it ends up with is a prefix
+ * of one of these too; what would break that is refused. So if these belong to the same route as the path itself, every
+ * reading does.
  * @param path begins with `/`, no query.
- * @returns `undefined` for a path with a `.` or `..` segment in any spelling, or with too many layers of encoding:
- *   clients resolve dots before they send (RFC 3986 §5.2.4), and servers do not agree on what is left.
+ * @returns `undefined` for a path that servers would not agree on, whatever the routes: see `isTreacherous`, and too many
+ *   layers of encoding.
  */
-export function loosestReading(path: string): string | undefined {
-  if (isPlain(path)) return path;
+export function loosestReadings(path: string): readonly string[] | undefined {
+  if (isPlain(path)) return NOTHING_ELSE;
   let reading = path;
   for (let layer = 0; ; layer++) {
-    if (hasDotSegment(reading)) return undefined;
+    if (isTreacherous(reading)) return undefined;
     const decoded = decode(reading);
     if (decoded === reading) break;
     if (layer === MAX_ENCODING_LAYERS) return undefined;
     reading = decoded;
   }
-  return reading
-    .replaceAll("\\", "/")
-    .replace(/;[^/]*/g, "")
-    .replace(/\/{2,}/g, "/")
-    .toLowerCase();
+  const loosest = (text: string): string =>
+    text
+      .replaceAll("\\", "/")
+      .replace(/;[^/]*/g, "")
+      .replace(/\/{2,}/g, "/")
+      .toLowerCase();
+  return [loosest(reading), loosest(reading.replace(/[?#].*$/s, ""))];
+}
+
+const NOTHING_ELSE: readonly string[] = [];
+
+/**
+ * Spellings with more than one meaning: a dot segment (clients resolve them before they send, RFC 3986 §5.2.4), two
+ * slashes at the beginning (an authority to whoever resolves the path as a reference), control characters, and a
+ * `;parameter` with an encoded `/`, `\`, `;` or `%`, which ends where the server says it ends.
+ */
+function isTreacherous(path: string): boolean {
+  return (
+    /(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\?#]|$)/.test(path) ||
+    /^[/\\]{2}/.test(path) ||
+    /\p{Cc}/u.test(path) ||
+    /;[^/\\]*%(2f|5c|3b|25)/i.test(path)
+  );
 }
 
 /** One pass over the path; most paths have nothing in them that could be read in two ways. */
@@ -42,10 +61,6 @@ function isPlain(path: string): boolean {
     previous = code;
   }
   return true;
-}
-
-function hasDotSegment(path: string): boolean {
-  return /(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)/.test(path);
 }
 
 /** Decodes each valid escape as one octet; what is not valid stays as it is. */

@@ -57,7 +57,7 @@ const REMEMBERED_HOSTS = 256;
 function hostnameOf(authority: string): string {
   const known = remembered.get(authority);
   if (known !== undefined) return known;
-  const match = /^(?:\[([0-9a-f:.]+)\]|([a-z0-9._~!$&'()*+;=%-]*))(?::(\d{0,5}))?$/i.exec(authority);
+  const match = /^(?:\[([0-9a-f:.]+)\]|([a-z0-9._~!$&'()*+;=-]*))(?::(\d{0,5}))?$/i.exec(authority);
   if (match === null) throw badRequest("an invalid Host");
   const [, ipv6, name = "", port] = match;
   if (ipv6 !== undefined && !isIPv6(ipv6)) throw badRequest("an invalid Host");

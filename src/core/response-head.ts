@@ -1,7 +1,16 @@
+import { ProxyError } from "./errors.ts";
 import type { WriteBackCommand } from "./exchange.ts";
 import { foldName, HOP_BY_HOP, INTERNAL_PREFIX, WRITE_BACK_HEADERS } from "./header-names.ts";
 
-type Verdict = "keep" | "drop" | "connection" | "content-length" | "set-cookie" | "via" | WriteBackCommand;
+type Verdict =
+  | "keep"
+  | "transfer-encoding"
+  | "drop"
+  | "connection"
+  | "content-length"
+  | "set-cookie"
+  | "via"
+  | WriteBackCommand;
 
 const REMEMBERED_NAMES = 1024;
 
@@ -49,6 +58,7 @@ export class ResponseHeaderRules {
         // The session cookie is not the application's to set.
         if (value.split("=", 1)[0]?.trim() !== this.#sessionCookie) head.kept.push(name, value);
       } else if (verdict === "connection") connection = connection === undefined ? value : `${connection},${value}`;
+      else if (verdict === "transfer-encoding") requireChunked(value);
       else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
       else if (verdict !== "drop") {
         const values = head.commands?.[verdict] ?? [];
@@ -73,11 +83,24 @@ export class ResponseHeaderRules {
 function judgeAfresh(name: string): Verdict {
   const command = COMMAND_BY_NAME[name];
   if (command !== undefined) return command;
-  if (name === "connection" || name === "content-length" || name === "set-cookie" || name === "via") return name;
+  if (
+    name === "connection" ||
+    name === "transfer-encoding" ||
+    name === "content-length" ||
+    name === "set-cookie" ||
+    name === "via"
+  )
+    return name;
   if (HOP_BY_HOP.has(name)) return "drop";
   const folded = foldName(name);
   // An alias of a command is no command, but it is not for the browser to see either.
   return Object.hasOwn(COMMAND_BY_NAME, folded) || folded.startsWith(INTERNAL_PREFIX) ? "drop" : "keep";
+}
+
+/** Content in another coding would reach the client without its name. */
+function requireChunked(value: string): void {
+  if (value.toLowerCase() !== "chunked")
+    throw new ProxyError("http_protocol_error", "a Transfer-Encoding other than chunked");
 }
 
 function removeListed(fields: string[], connection: string): void {

@@ -1,5 +1,5 @@
 import { badRequest } from "./errors.ts";
-import { loosestReading } from "./request-path.ts";
+import { loosestReadings } from "./request-path.ts";
 
 export type SessionPolicy = "required" | "optional" | "none";
 
@@ -42,10 +42,10 @@ export class RouteTable {
    */
   match(host: string, path: string): Route | undefined {
     const route = this.#exact.find(host, path);
-    const loosest = loosestReading(path);
-    if (loosest === undefined) throw badRequest("a dot segment in the path, or a path encoded many times over");
-    if (loosest !== path && this.#loose.find(host, loosest) !== route) {
-      throw badRequest("the path can be read as that of another route");
+    const readings = loosestReadings(path);
+    if (readings === undefined) throw badRequest("a path that servers do not agree on: dot segments, //, ; or %");
+    for (const reading of readings) {
+      if (this.#loose.find(host, reading) !== route) throw badRequest("the path can be read as that of another route");
     }
     return route;
   }

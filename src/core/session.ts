@@ -33,8 +33,8 @@ export interface Session {
   readonly version: number;
   /** Set when the session was replaced at login: it answers until then, however often it is touched. */
   readonly retiresAt?: number;
-  /** The other id of the same visitor after a rotation: of the new one the old, of the old one the new. */
-  readonly sibling?: SessionKey;
+  /** The other ids of the same visitor after a rotation: of the new one the old, of the old one each that replaced it. */
+  readonly siblings?: readonly SessionKey[];
 }
 
 /** What a store makes of a key. Absence is an answer, not an error; only an outage throws. (After scs `Store.Find`.) */

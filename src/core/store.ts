@@ -35,7 +35,7 @@ export interface SessionStore {
   create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict">;
   /**
    * Replaces the session if it still has `session.version - 1`. A destroyed or expired session is not brought back. The
-   * user stays the same: a login creates a session.
+   * user stays the same, or it is a conflict: a login creates a session.
    */
   commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
   /** Moves the expiry of a live session; never creates a key and never changes anything else. */

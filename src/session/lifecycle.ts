@@ -1,6 +1,6 @@
 import { ProxyError } from "../core/errors.ts";
 import type { Exchange, WriteBackCommand } from "../core/exchange.ts";
-import type { Json } from "../core/json.ts";
+import { type Json, sameJson } from "../core/json.ts";
 import {
   type AttributeChanges,
   handleOf,
@@ -17,6 +17,9 @@ import type { SessionCommands } from "./write-back.ts";
 
 /** Lost races against other writers before the old session is simply ended. */
 const RETIRE_ATTEMPTS = 8;
+/** Ids that replaced one id within its overlap: logins at the same time. */
+const MAX_SIBLINGS = 8;
+const MAX_ENDED_TOGETHER = 64;
 
 export const SESSION_EVENTS = ["created", "rotated", "ended", "expired"] as const;
 export type SessionEvent = (typeof SESSION_EVENTS)[number];
@@ -75,7 +78,7 @@ async function startSession(
     createdAt: now,
     expiresAt: expiryAfterUse(now, now, expiry),
     version: 1,
-    ...(resolution.key !== undefined && before !== undefined && { sibling: resolution.key }),
+    ...(resolution.key !== undefined && before !== undefined && { siblings: [resolution.key] }),
   };
   await counted(exchange, "start", async () => {
     if ((await store.create(key, session)) !== "created") {
@@ -106,12 +109,8 @@ async function retire(
   let current = session;
   for (let attempt = 0; attempt < RETIRE_ATTEMPTS; attempt++) {
     const retiresAt = Math.min(current.retiresAt ?? Infinity, now + ROTATION_OVERLAP_MS);
-    const outcome = await store.commit(key, {
-      ...current,
-      version: current.version + 1,
-      retiresAt,
-      sibling: successor,
-    });
+    const siblings = [...(current.siblings ?? []), successor].slice(-MAX_SIBLINGS);
+    const outcome = await store.commit(key, { ...current, version: current.version + 1, retiresAt, siblings });
     if (outcome === "committed") return current;
     if (outcome === "unknown") return undefined;
     const found = await store.find(key);
@@ -139,7 +138,7 @@ async function setAttributes(
     exchange.countWriteBack("set", "no-session");
     return;
   }
-  const result = await failuresCounted(exchange, "set", () => setBoth(lifecycle.store, key, changes, session));
+  const result = await failuresCounted(exchange, "set", () => setEverywhere(lifecycle.store, key, changes, session));
   if (result.outcome === "committed") exchange.countWriteBack("set", "saved");
   // Ended by another request while this one was under way: there is nothing to write to, and nothing comes back.
   else if (result.outcome === "unknown") exchange.countWriteBack("set", "no-session");
@@ -149,8 +148,11 @@ async function setAttributes(
   }
 }
 
-/** A write to a session that has been replaced since it was read goes to its successor too, or it would be lost. */
-async function setBoth(
+/**
+ * A write to a session that has been replaced since it was read goes to those that replaced it too, or it would be lost:
+ * to those of the same user, and to the one that a visitor signed in to.
+ */
+async function setEverywhere(
   store: SessionStore,
   key: SessionKey,
   changes: AttributeChanges,
@@ -158,8 +160,16 @@ async function setBoth(
 ): Promise<AttributeResult> {
   const result = await store.setAll(key, changes, base);
   if (result.outcome !== "committed" || result.session.retiresAt === undefined) return result;
-  const successor = result.session.sibling;
-  return successor === undefined ? result : store.setAll(successor, changes, base);
+  for (const successor of result.session.siblings ?? []) {
+    const found = await store.find(successor);
+    if (found.outcome !== "hit" || found.session.retiresAt !== undefined) continue;
+    const { user, data } = found.session;
+    if (base.user !== null && base.user.id !== user?.id) continue;
+    if (Object.keys(changes).some((name) => !sameJson(base.data[name], data[name]))) return { outcome: "conflict" };
+    const followed = await store.setAll(successor, changes, found.session);
+    if (followed.outcome === "conflict") return followed;
+  }
+  return result;
 }
 
 async function endSession(
@@ -177,17 +187,22 @@ async function endSession(
   await counted(exchange, "end", async () => {
     const user = session?.user;
     const all = scope === "all" && user ? (await store.byUser(user.id)).map((entry) => entry.key) : [];
-    await Promise.all([...new Set([...presented, ...all])].map((each) => destroyWithSibling(store, each)));
+    await Promise.all([...new Set([...presented, ...all])].map((each) => destroyWithSiblings(store, each)));
   });
   lifecycle.onEvent("ended", exchange);
   return cookie.clear();
 }
 
-/** During the overlap of a rotation a visitor has two ids; a logout with either ends both. */
-async function destroyWithSibling(store: SessionStore, key: SessionKey): Promise<void> {
-  const found = await store.find(key);
-  if (found.outcome === "hit" && found.session.sibling !== undefined) await store.destroy(found.session.sibling);
-  await store.destroy(key);
+/** During the overlap of a rotation a visitor has several ids; a logout with any of them ends all. */
+async function destroyWithSiblings(store: SessionStore, key: SessionKey): Promise<void> {
+  const keys = new Set([key]);
+  // The set grows while it is walked, to the siblings of siblings.
+  for (const each of keys) {
+    const found = await store.find(each);
+    if (found.outcome === "hit") for (const sibling of found.session.siblings ?? []) keys.add(sibling);
+    await store.destroy(each);
+    if (keys.size > MAX_ENDED_TOGETHER) return;
+  }
 }
 
 async function counted(exchange: Exchange, command: WriteBackCommand, save: () => Promise<void>): Promise<void> {

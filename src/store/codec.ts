@@ -1,9 +1,9 @@
-import { isJsonObject } from "../core/json.ts";
-import type { Session, SessionUser } from "../core/session.ts";
+import { isJsonObject, type Json } from "../core/json.ts";
+import type { Session, SessionKey, SessionUser } from "../core/session.ts";
 
 /** What a store keeps as one text; version and expiry stand beside it, where the store can compare and move them. */
-export function encodeSession({ user, data, createdAt, retiresAt, sibling }: Session): string {
-  return JSON.stringify({ user, data, createdAt, retiresAt, sibling });
+export function encodeSession({ user, data, createdAt, retiresAt, siblings }: Session): string {
+  return JSON.stringify({ user, data, createdAt, retiresAt, siblings });
 }
 
 /** @returns `undefined` for anything that `encodeSession` did not write: `malformed`, never an exception. */
@@ -15,13 +15,17 @@ export function decodeSession(text: string, version: number, expiresAt: number):
     return undefined;
   }
   if (!isJsonObject(value)) return undefined;
-  const { user, data, createdAt, retiresAt, sibling } = value;
+  const { user, data, createdAt, retiresAt, siblings } = value;
   if (user !== null && !(isJsonObject(user) && typeof user.id === "string")) return undefined;
   if (!isJsonObject(data) || typeof createdAt !== "number") return undefined;
   if (retiresAt !== undefined && typeof retiresAt !== "number") return undefined;
   if (!Number.isSafeInteger(version) || !Number.isFinite(expiresAt)) return undefined;
-  if (sibling !== undefined && typeof sibling !== "string") return undefined;
+  if (siblings !== undefined && !isKeyList(siblings)) return undefined;
   const session: Session = { user: user as SessionUser | null, data, createdAt, expiresAt, version };
-  if (retiresAt === undefined && sibling === undefined) return session;
-  return { ...session, ...(retiresAt !== undefined && { retiresAt }), ...(sibling !== undefined && { sibling }) };
+  if (retiresAt === undefined && siblings === undefined) return session;
+  return { ...session, ...(retiresAt !== undefined && { retiresAt }), ...(siblings !== undefined && { siblings }) };
+}
+
+function isKeyList(value: Json): value is readonly SessionKey[] {
+  return Array.isArray(value) && value.every((key) => typeof key === "string");
 }

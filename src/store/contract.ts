@@ -108,6 +108,16 @@ const cases: Record<string, ContractCase["run"]> = {
     assert.deepEqual((await live(context.store, key)).data, { winner: true });
   },
 
+  "commit never gives a session to another user": async (context) => {
+    const [key, session] = await stored(context);
+    for (const user of [null, { id: "somebody else" }]) {
+      assert.equal(await context.store.commit(key, { ...session, version: 2, user }), "conflict");
+    }
+    assert.deepEqual((await live(context.store, key)).user, session.user);
+    const [anonymous, visitor] = await stored(context, { user: null });
+    assert.equal(await context.store.commit(anonymous, { ...visitor, version: 2, user: { id: "1" } }), "conflict");
+  },
+
   "commit does not move the expiry: only a touch does": async (context) => {
     const [key, session] = await stored(context);
     await context.store.touch(key, session.expiresAt + 60_000);

@@ -40,7 +40,8 @@ export class MemoryStore extends AttributesByCommit implements SessionStore {
   commit(key: SessionKey, session: Session): CommitOutcome {
     const found = this.find(key);
     if (found.outcome !== "hit") return "unknown";
-    if (found.session.version !== session.version - 1) return "conflict";
+    const { version, user } = found.session;
+    if (version !== session.version - 1 || user?.id !== session.user?.id) return "conflict";
     this.#sessions.set(key, structuredClone({ ...session, expiresAt: found.session.expiresAt }));
     return "committed";
   }

@@ -35,10 +35,10 @@ const SCRIPTS = {
     return 1`,
   /** ARGV: version read, version written, payload, user, now, end of the key when the session retires (or 0). */
   commitSession: `
-    local now = redis.call('HMGET', KEYS[1], 'v', 'e')
+    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u')
     if not now[1] or tonumber(now[2]) <= tonumber(ARGV[5]) then return -1 end
-    if now[1] ~= ARGV[1] then return 0 end
-    redis.call('HSET', KEYS[1], 'v', ARGV[2], 'd', ARGV[3], 'u', ARGV[4])
+    if now[1] ~= ARGV[1] or now[3] ~= ARGV[4] then return 0 end
+    redis.call('HSET', KEYS[1], 'v', ARGV[2], 'd', ARGV[3])
     local retires = tonumber(ARGV[6])
     if retires > 0 and retires < redis.call('PEXPIRETIME', KEYS[1]) then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) end
     return 1`,

@@ -81,15 +81,8 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
 
   commit(key: SessionKey, session: Session): CommitOutcome {
     const { version, user, retiresAt } = session;
-    const values = [
-      version,
-      user?.id ?? null,
-      encodeSession(session),
-      retiresAt ?? null,
-      key,
-      version - 1,
-      this.#now(),
-    ];
+    const written = [version, encodeSession(session), retiresAt ?? null];
+    const values = [...written, key, version - 1, this.#now(), user?.id ?? null];
     if (this.#changes(this.#statements.commit, values) === 1) return "committed";
     return this.find(key).outcome === "hit" ? "conflict" : "unknown";
   }
@@ -174,7 +167,7 @@ function prepare(database: DatabaseSync) {
       "INSERT OR IGNORE INTO sessions (key, version, expires_at, user_id, created_at, payload) VALUES (?, ?, ?, ?, ?, ?)",
     ),
     commit: statement(
-      "UPDATE sessions SET version = ?, user_id = ?, payload = ?, expires_at = min(expires_at, coalesce(?, expires_at)) WHERE key = ? AND version = ? AND expires_at > ?",
+      "UPDATE sessions SET version = ?, payload = ?, expires_at = min(expires_at, coalesce(?, expires_at)) WHERE key = ? AND version = ? AND expires_at > ? AND user_id IS ?",
     ),
     touch: statement("UPDATE sessions SET expires_at = ? WHERE key = ? AND expires_at > ?"),
     destroy: statement("DELETE FROM sessions WHERE key = ?"),

@@ -1,3 +1,4 @@
+import { AssertionError } from "node:assert";
 import { errors } from "undici";
 import { type ErrorCode, ProxyError } from "../core/errors.ts";
 
@@ -37,6 +38,10 @@ export function upstreamError(error: unknown, headSeen: boolean): ProxyError {
     return new ProxyError(headSeen ? "http_response_incomplete" : "http_protocol_error", error.message, {
       cause: error,
     });
+  }
+  // undici asserts a status of three digits from 100.
+  if (error instanceof AssertionError && !headSeen) {
+    return new ProxyError("http_protocol_error", "an impossible status", { cause: error });
   }
   const native = firstCoded(error);
   const code = codeFor(native?.code);

@@ -142,6 +142,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
         if (setCookie !== undefined) head.kept.push("set-cookie", setCookie);
         this.#release(status, reason, head);
         this.#held = false;
+        this.#res.flushHeaders(); // what was saved is told, whatever becomes of the content
         controller.resume();
         if (this.#endedWhileHeld) this.onResponseEnd();
       })
