@@ -272,7 +272,7 @@ t.test("pipelined requests that wait are bounded", async (t) => {
   await new Promise((resolve) => socket.resume().once("close", resolve));
   const flood = await until(async () => (await gateway.exchanges("errors"))[0]);
   t.match(flood, { response: { status: 429 } });
-  t.equal(upstream.received.length, 1);
+  t.ok(upstream.received.length <= 1, "the others were never started");
 });
 
 t.test("a CONNECT behind a request waits for its answer", async (t) => {
