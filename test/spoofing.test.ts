@@ -5,6 +5,7 @@
  */
 import t from "tap";
 import { foldName } from "../src/core/header-names.ts";
+import { describePeer, TrustedProxies } from "../src/core/peer.ts";
 import { ask, cookiePair, raw } from "./support/client.ts";
 import { startApp, startGateway } from "./support/servers.ts";
 
@@ -191,4 +192,12 @@ t.test("a trusted proxy is believed: client address from the right, scheme, host
   // What is no address ends the walk: nothing to the left of it is believed (CVE-2024-47070).
   await ask(trusting.url, { headers: { "x-forwarded-for": "203.0.113.9, <script>, 10.1.2.3" } });
   t.equal((await trusting.exchanges())[0]?.request.client, "10.1.2.3");
+});
+
+t.test("addresses as sockets report them: mapped IPv4, zones", async (t) => {
+  const trusted = new TrustedProxies(["10.0.0.0/8", "fe80::/10"]);
+  t.match(describePeer("::ffff:10.1.2.3", false, trusted), { address: "10.1.2.3", node: "10.1.2.3", trusted: true });
+  t.match(describePeer("fe80::1%eth0", false, trusted), { address: "fe80::1", node: '"[fe80::1]"', trusted: true });
+  t.match(describePeer("2001:db8::1", true, trusted), { node: '"[2001:db8::1]"', trusted: false, scheme: "https" });
+  t.match(describePeer(undefined, false, trusted), { address: "", node: "unknown", trusted: false });
 });

@@ -67,7 +67,9 @@ export function clientAddressOf(peer: Peer, forwardedFor: string, trusted: Trust
   return client;
 }
 
-/** `::ffff:192.0.2.1`, as a dual-stack socket reports IPv4, becomes `192.0.2.1`. */
-function plainAddress(address: string): string {
+/** `::ffff:192.0.2.1`, as a dual-stack socket reports IPv4, becomes `192.0.2.1`; the zone of `fe80::1%eth0` goes. */
+function plainAddress(addressWithZone: string): string {
+  const zone = addressWithZone.indexOf("%");
+  const address = zone === -1 ? addressWithZone : addressWithZone.slice(0, zone);
   return address.startsWith("::ffff:") && isIPv4(address.slice(7)) ? address.slice(7) : address;
 }
