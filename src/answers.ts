@@ -26,8 +26,8 @@ export interface Answer {
   readonly fields?: readonly string[];
 }
 
-/** How long an upload that was refused is read on. */
-const LINGER_MS = 1_000;
+/** How long a client that was refused is read on, milliseconds. */
+export const LINGER_MS = 1_000;
 
 /** Seconds after which a client may try again when the store or the application is away. */
 const RETRY_AFTER_SECONDS = 5;

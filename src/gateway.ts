@@ -157,7 +157,7 @@ export class Gateway {
 
   /**
    * Ends: readiness first, then the requests in flight, then the sockets, then the store. Bounded by
-   * `shutdown.delay` + `shutdown.timeout`.
+   * `shutdown.delay` + `shutdown.timeout`, and two seconds for the last spans.
    */
   close(): Promise<void> {
     this.#closing ??= this.#close();

@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
-import { type Conversation, problemBody } from "./answers.ts";
+import { type Conversation, LINGER_MS, problemBody } from "./answers.ts";
 import { Exchange } from "./core/exchange.ts";
 import { methodLabel } from "./core/labels.ts";
 import { describePeer, type Peer } from "./core/peer.ts";
@@ -9,13 +9,10 @@ import { type Gate, handle } from "./pipeline.ts";
 
 /** Octets of a request head, and of a request line; larger ones get 431 and 414. */
 const MAX_HEAD_BYTES = 32 * 1024;
-/** A head must be complete within this time; contents may take as long as they need. */
+/** A head must be complete within this time; contents only have to go on (`upstream.timeouts.idle`). */
 const HEADERS_TIMEOUT_MS = 15_000;
 /** Longer than the usual load balancer keeps its side, so that it is not we who close under a request. */
 const KEEP_ALIVE_TIMEOUT_MS = 75_000;
-
-/** How long a refused client may take to read why: closing under what it still sends would take the answer with it. */
-const LINGER_MS = 1_000;
 
 /** Requests that may wait on one connection for the answers before theirs. */
 const MAX_PIPELINED = 100;
@@ -70,8 +67,8 @@ export function createListener(gate: Gate): Server {
   };
 
   const start = (req: IncomingMessage, res: ServerResponse, expectsContinue: boolean): void => {
-    // A pipelined request waits for the response before it, so that a POST cannot overtake.
     const connection = connectionOf(req.socket);
+    // A pipelined request waits for the response before it, so that a POST cannot overtake.
     if (res.socket === null) {
       if (++connection.waiting > MAX_PIPELINED) refuseFlood(gate, req.socket, connection);
       res.once("socket", () => {

@@ -18,17 +18,6 @@ export type SessionOutcome =
   | "ambiguous"
   | "unavailable";
 
-export const SESSION_OUTCOMES: readonly SessionOutcome[] = [
-  "not-asked",
-  "absent",
-  "hit",
-  "unknown",
-  "expired",
-  "malformed",
-  "ambiguous",
-  "unavailable",
-];
-
 /** What the route's policy made of that. */
 export type PolicyDecision = "undecided" | "identified" | "anonymous" | "login-redirect" | "denied" | "outage";
 

@@ -31,7 +31,7 @@ type Verdict = "keep" | "hop-by-hop" | StripClass | ReadName | PeekedName;
 /** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
 const MAX_FIELDS = 200;
 
-/** Names longer than this, or beyond this many different ones, are judged afresh each time. */
+/** Names longer than this are judged afresh each time; of the others this many are remembered. */
 const REMEMBERED_NAME_LENGTH = 64;
 const REMEMBERED_NAMES = 1024;
 
@@ -58,7 +58,9 @@ export class HeaderRules {
     const known = this.#verdicts.get(name);
     if (known !== undefined) return known;
     const verdict = this.#judgeAfresh(name.toLowerCase());
-    if (name.length <= REMEMBERED_NAME_LENGTH && this.#verdicts.size < REMEMBERED_NAMES) {
+    if (name.length <= REMEMBERED_NAME_LENGTH) {
+      // Begun anew when it is full, so that nobody's invented names keep the real ones out.
+      if (this.#verdicts.size >= REMEMBERED_NAMES) this.#verdicts.clear();
       this.#verdicts.set(name, verdict);
     }
     return verdict;

@@ -64,6 +64,9 @@ function hostnameOf(authority: string): string {
   if (ipv6 === undefined && name === "" && authority !== "") throw badRequest("an invalid Host");
   if (port !== undefined && Number(port) > 65535) throw badRequest("an invalid port in Host");
   const hostname = (ipv6 !== undefined ? `[${ipv6}]` : name).toLowerCase().replace(/\.$/, "");
-  if (remembered.size < REMEMBERED_HOSTS && authority.length <= 255) remembered.set(authority, hostname);
+  if (authority.length <= 255) {
+    if (remembered.size >= REMEMBERED_HOSTS) remembered.clear();
+    remembered.set(authority, hostname);
+  }
   return hostname;
 }

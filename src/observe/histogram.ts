@@ -62,17 +62,14 @@ export class PathHistogram {
     this.#bounds = buckets;
   }
 
-  /**
-   * The series of a label set.
-   * @param key made of the values of the labels; it must tell the sets apart.
-   * @param labels called for a set that is new.
-   */
-  series(key: string, labels: () => Readonly<Record<string, string | number>>): Series {
-    let series = this.#series.get(key);
-    if (series === undefined) {
-      series = new Series(labels(), this.#bounds);
-      this.#series.set(key, series);
-    }
+  /** @param key made of the values of the labels; it must tell the sets apart. */
+  find(key: string): Series | undefined {
+    return this.#series.get(key);
+  }
+
+  add(key: string, labels: Readonly<Record<string, string | number>>): Series {
+    const series = new Series(labels, this.#bounds);
+    this.#series.set(key, series);
     return series;
   }
 

@@ -13,7 +13,7 @@ export class Metrics {
   readonly #registry = openMetricsRegistry();
   readonly #serverDuration = this.#histogram("http_server_request_duration_seconds");
   readonly #clientDuration = this.#histogram("http_client_request_duration_seconds");
-  readonly #overhead = this.#histogram("coatcheck_proxy_overhead_seconds");
+  readonly #overheadSeries = this.#histogram("coatcheck_proxy_overhead_seconds").add("", {});
   readonly #resolutions = this.#counter("coatcheck_session_resolutions_total");
   readonly #operations = this.#counter("coatcheck_session_operations_total");
   readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
@@ -64,7 +64,7 @@ export class Metrics {
       upstreamMs = (exchange.upstreamEndMs ?? durationMs) - exchange.forwardedMs;
       this.#clientSeries(exchange).observe(upstreamMs / 1000, traceId);
     }
-    this.#overhead.series("", () => ({})).observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
+    this.#overheadSeries.observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
     if (exchange.session !== "not-asked") this.#resolutions.inc({ outcome: exchange.session });
     if (exchange.stripped !== undefined) {
       for (const [stripClass, count] of Object.entries(exchange.stripped))
@@ -78,31 +78,37 @@ export class Metrics {
 
   #serverSeries({ scheme, methodLabel, status, route, error }: Exchange): Series {
     const http_route = route?.id ?? "none";
-    return this.#serverDuration.series(`${http_route} ${methodLabel} ${status} ${scheme} ${error}`, () => ({
+    const key = `${http_route} ${methodLabel} ${status} ${scheme} ${error}`;
+    const known = this.#serverDuration.find(key);
+    if (known !== undefined) return known;
+    return this.#serverDuration.add(key, {
       http_request_method: methodLabel,
       http_response_status_code: status,
       http_route,
       url_scheme: scheme,
       ...errorType(error),
-    }));
+    });
   }
 
   #clientSeries({ methodLabel, upstream = "", upstreamStatus, error }: Exchange): Series {
-    return this.#clientDuration.series(`${upstream} ${methodLabel} ${upstreamStatus} ${error}`, () => {
-      const colon = upstream.lastIndexOf(":");
-      return {
-        http_request_method: methodLabel,
-        server_address: upstream.slice(0, colon),
-        server_port: upstream.slice(colon + 1),
-        ...(upstreamStatus !== undefined && { http_response_status_code: upstreamStatus }),
-        ...errorType(error),
-      };
+    const key = `${upstream} ${methodLabel} ${upstreamStatus} ${error}`;
+    const known = this.#clientDuration.find(key);
+    if (known !== undefined) return known;
+    const colon = upstream.lastIndexOf(":");
+    return this.#clientDuration.add(key, {
+      http_request_method: methodLabel,
+      server_address: upstream.slice(0, colon),
+      server_port: upstream.slice(colon + 1),
+      ...(upstreamStatus !== undefined && { http_response_status_code: upstreamStatus }),
+      ...errorType(error),
     });
   }
 
   storeOperation(operation: string, status: string, store: string, seconds: number): void {
     this.#operations.inc({ operation, status, store });
-    this.#operationDuration.series(`${operation} ${store}`, () => ({ operation, store })).observe(seconds);
+    const key = `${operation} ${store}`;
+    const series = this.#operationDuration.find(key) ?? this.#operationDuration.add(key, { operation, store });
+    series.observe(seconds);
   }
 
   storeUp(store: string, up: boolean): void {

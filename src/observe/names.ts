@@ -53,7 +53,7 @@ export const METRICS = {
     help: "Session look-ups by what was found.",
     labels: ["outcome"],
     advice:
-      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `unavailable`: the store is down; nobody has been logged out.",
+      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `ambiguous`: two live cookies of one name, one of them perhaps planted by a neighbouring host. `unavailable`: the store is down; nobody has been logged out.",
   },
   coatcheck_session_operations_total: {
     type: "counter",
