@@ -66,7 +66,7 @@ t.test("every Redis key has a TTL after every operation, and the token's hash is
   t.teardown(() => client.disconnect());
   await client.flushall();
   const now = Date.now();
-  const session = { user: { id: "ttl" }, data: {}, createdAt: now, expiresAt: now + 60_000, version: 1 };
+  const session = { user: { id: "ttl" }, data: {}, createdAt: now, expiresAt: now + 60_000, usedAt: now, version: 1 };
   const steps: Record<string, () => unknown> = {
     create: () => store.create("k".repeat(43), session),
     touch: () => store.touch("k".repeat(43), now + 120_000),
@@ -89,12 +89,19 @@ t.test("a value that is no session is malformed in every store, never an excepti
   const later = String(Date.now() + 60_000);
   const values: Record<string, () => unknown> = {
     string: () => client.set("coatcheck:session:string", "x"),
-    "not json": () => client.hset("coatcheck:session:not json", { v: 1, e: later, d: "{" }),
-    array: () => client.hset("coatcheck:session:array", { v: 1, e: later, d: "[]" }),
-    "no data": () => client.hset("coatcheck:session:no data", { v: 1, e: later, d: '{"user":null,"createdAt":1}' }),
-    "no expiry": () => client.hset("coatcheck:session:no expiry", { v: 1, d: '{"user":null,"data":{},"createdAt":1}' }),
+    "not json": () => client.hset("coatcheck:session:not json", { v: 1, e: later, t: later, d: "{" }),
+    array: () => client.hset("coatcheck:session:array", { v: 1, e: later, t: later, d: "[]" }),
+    "no data": () =>
+      client.hset("coatcheck:session:no data", { v: 1, e: later, t: later, d: '{"user":null,"createdAt":1}' }),
+    "no expiry": () =>
+      client.hset("coatcheck:session:no expiry", { v: 1, t: later, d: '{"user":null,"data":{},"createdAt":1}' }),
     "user is a text": () =>
-      client.hset("coatcheck:session:user is a text", { v: 1, e: later, d: '{"user":"x","data":{},"createdAt":1}' }),
+      client.hset("coatcheck:session:user is a text", {
+        v: 1,
+        e: later,
+        t: later,
+        d: '{"user":"x","data":{},"createdAt":1}',
+      }),
   };
   for (const [key, write] of Object.entries(values)) {
     await write();
@@ -106,7 +113,14 @@ t.test("SQLite keeps sessions over a restart, and leaves a file of a later versi
   const file = join(await temporaryFolder(t), "sessions.db");
   const now = Date.now();
   const first = new SqliteStore(file);
-  first.create("k", { user: { id: "1" }, data: { a: 1 }, createdAt: now, expiresAt: now + 60_000, version: 1 });
+  first.create("k", {
+    user: { id: "1" },
+    data: { a: 1 },
+    createdAt: now,
+    expiresAt: now + 60_000,
+    usedAt: now,
+    version: 1,
+  });
   first.close();
   const second = new SqliteStore(file);
   t.equal(second.find("k").outcome, "hit");

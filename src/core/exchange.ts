@@ -14,9 +14,16 @@ export type SessionOutcome =
   | "unknown"
   | "expired"
   | "malformed"
+  /** Stored by a later version of Coatcheck, in a format that this one does not know. */
+  | "newer"
+  /** Bound to another user agent or network, and `session.onMismatch` is `deny`. */
+  | "mismatch"
   /** Two cookies of the same name, both of a live session: neither is believed. */
   | "ambiguous"
   | "unavailable";
+
+/** Where the answer came from. `coalesced`: another request had asked already. `stale`: from before an outage. */
+export type SessionSource = "cache" | "coalesced" | "store" | "stale";
 
 /** What the route's policy made of that. */
 export type PolicyDecision = "undecided" | "identified" | "anonymous" | "login-redirect" | "denied" | "outage";
@@ -86,6 +93,7 @@ export class Exchange {
   /** Which of `session.cookie.secrets` verified the cookie; 0 is the one that signs. */
   cookieSecret: number | undefined = undefined;
   session: SessionOutcome = "not-asked";
+  sessionSource: SessionSource | undefined = undefined;
   handle: Handle | undefined = undefined;
   decision: PolicyDecision = "undecided";
   /** How many headers were stripped, by class. */

@@ -21,6 +21,16 @@ export interface SessionUser {
 
 export type SessionData = Readonly<Record<string, Json>>;
 
+/** Who began a session, as far as it can be told apart: for the list of a user's sessions, and for `session.bind`. */
+export interface SessionClient {
+  /** IP address in text form; empty when it is not known. */
+  readonly address: string;
+  /** The `User-Agent` field, cut to `MAX_USER_AGENT_LENGTH`; empty when there was none. */
+  readonly userAgent: string;
+}
+
+export const MAX_USER_AGENT_LENGTH = 256;
+
 /** One session as a store keeps it. All times are milliseconds since the epoch. */
 export interface Session {
   /** `null`: a session that nobody has logged in to (a cart before the login). */
@@ -29,22 +39,27 @@ export interface Session {
   readonly createdAt: number;
   /** min(absolute, last use + idle), set by `session/expiry.ts` at creation and at every touch. */
   readonly expiresAt: number;
+  /** The last use that was written down: creation, and each touch since. */
+  readonly usedAt: number;
   /** Counts the commits, from 1; a commit names the version that it read. */
   readonly version: number;
   /** Set when the session was replaced at login: it answers until then, however often it is touched. */
   readonly retiresAt?: number;
   /** The other ids of the same visitor after a rotation: of the new one the old, of the old one each that replaced it. */
   readonly siblings?: readonly SessionKey[];
+  readonly client?: SessionClient;
 }
 
 /** What a store makes of a key. Absence is an answer, not an error; only an outage throws. (After scs `Store.Find`.) */
 export type FindResult =
   | { readonly outcome: "hit"; readonly session: Session }
-  | { readonly outcome: "unknown" | "expired" | "malformed" };
+  | { readonly outcome: "unknown" | "expired" | "malformed" | "newer" };
 
 export const UNKNOWN: FindResult = { outcome: "unknown" };
 export const EXPIRED: FindResult = { outcome: "expired" };
 export const MALFORMED: FindResult = { outcome: "malformed" };
+/** Written by a later version, in a format that this one does not know: as good as absent, and left alone. */
+export const NEWER: FindResult = { outcome: "newer" };
 
 /**
  * How long a store keeps an expired session, so that a returning visitor is counted as `expired` and not as

@@ -22,6 +22,42 @@ export interface StoreCheck {
   readonly detail: string;
 }
 
+export interface ScanOptions {
+  /** Only keys that begin like this: a handle finds its session. */
+  readonly prefix?: string;
+  /** From an earlier page; absent: from the beginning. */
+  readonly cursor?: string;
+  /** About how many keys to look at, 1 to 10,000. A page may hold fewer, none even, and is not the last for that. */
+  readonly limit: number;
+}
+
+export interface ScanPage {
+  readonly keys: readonly SessionKey[];
+  /** Where to go on; absent: that was all. */
+  readonly cursor?: string;
+}
+
+/**
+ * What a store says about changes that others make.
+ * `tracking`: the server itself tells of every change. `messages`: the server refuses that, and the other gateways tell
+ * of theirs. `lost`: nobody tells at the moment. `refused`: nobody will.
+ */
+export type FeedState = "tracking" | "messages" | "lost" | "refused";
+
+/** Told of changes to sessions, whoever made them; how a copy in this process stays true. */
+export interface ChangeListener {
+  /** The session was written, touched or ended, perhaps by this very process. */
+  changed(key: SessionKey): void;
+  /** The session was ended at that time (of the clock of whoever ended it, milliseconds since the epoch). */
+  ended(key: SessionKey, endedAt: number): void;
+  /** Anything may have changed. */
+  changedAll(): void;
+  /** Told once when watching begins, and at each change of it; what was heard before `lost` no longer holds. */
+  feed(state: FeedState): void;
+  /** How long a change of our own took to come back. */
+  delayed(by: "tracking" | "messages", ms: number): void;
+}
+
 /**
  * Where sessions live. Every operation throws `ProxyError` `session_store_unavailable` when the store gives no
  * answer, and for nothing else. `storeContract` in `store/contract.ts` is this interface as a test suite.
@@ -38,11 +74,18 @@ export interface SessionStore {
    * user stays the same, or it is a conflict: a login creates a session.
    */
   commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
-  /** Moves the expiry of a live session; never creates a key and never changes anything else. */
+  /** Moves the expiry of a live session, and its last use to now; never creates a key and changes nothing else. */
   touch(key: SessionKey, expiresAt: number): MaybePromise<"touched" | "unknown">;
   destroy(key: SessionKey): MaybePromise<"destroyed" | "unknown">;
   /** The live sessions of a user, newest first, at most 1000. */
   byUser(userId: string): MaybePromise<readonly SessionEntry[]>;
+  /**
+   * One step through the keys of all sessions, in no particular order. A session that is there from the first step to
+   * the last comes at least once; one that begins or ends in between may or may not.
+   */
+  scan(options: ScanOptions): MaybePromise<ScanPage>;
+  /** Begins to tell of changes. A store without it has its sessions read anew for each request, and never cached. */
+  watch?(listener: ChangeListener): void;
   /** Asks the store whether it would serve; answers, and does not throw, when it would not. */
   check(): MaybePromise<StoreCheck>;
   close(): MaybePromise<void>;

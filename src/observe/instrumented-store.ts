@@ -4,6 +4,8 @@ import type {
   AttributeResult,
   CommitOutcome,
   MaybePromise,
+  ScanOptions,
+  ScanPage,
   SessionEntry,
   SessionStore,
   StoreCheck,
@@ -68,6 +70,10 @@ export class InstrumentedStore implements SessionStore {
 
   byUser(userId: string): MaybePromise<readonly SessionEntry[]> {
     return this.#measure("byUser", ok, () => this.#store.byUser(userId));
+  }
+
+  scan(options: ScanOptions): MaybePromise<ScanPage> {
+    return this.#measure("scan", ok, () => this.#store.scan(options));
   }
 
   check(): MaybePromise<StoreCheck> {

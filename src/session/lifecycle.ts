@@ -77,6 +77,7 @@ async function startSession(
     data: withChanges(carries ? before.data : {}, changes),
     createdAt: now,
     expiresAt: expiryAfterUse(now, now, expiry),
+    usedAt: now,
     version: 1,
     ...(resolution.key !== undefined && before !== undefined && { siblings: [resolution.key] }),
   };

@@ -2,12 +2,12 @@ import { isJsonObject, type Json } from "../core/json.ts";
 import type { Session, SessionKey, SessionUser } from "../core/session.ts";
 
 /** What a store keeps as one text; version and expiry stand beside it, where the store can compare and move them. */
-export function encodeSession({ user, data, createdAt, retiresAt, siblings }: Session): string {
-  return JSON.stringify({ user, data, createdAt, retiresAt, siblings });
+export function encodeSession({ user, data, createdAt, retiresAt, siblings, client }: Session): string {
+  return JSON.stringify({ user, data, createdAt, retiresAt, siblings, client });
 }
 
 /** @returns `undefined` for anything that `encodeSession` did not write: `malformed`, never an exception. */
-export function decodeSession(text: string, version: number, expiresAt: number): Session | undefined {
+export function decodeSession(text: string, version: number, expiresAt: number, usedAt: number): Session | undefined {
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -15,15 +15,28 @@ export function decodeSession(text: string, version: number, expiresAt: number):
     return undefined;
   }
   if (!isJsonObject(value)) return undefined;
-  const { user, data, createdAt, retiresAt, siblings } = value;
+  const { user, data, createdAt, retiresAt, siblings, client } = value;
   if (user !== null && !(isJsonObject(user) && typeof user.id === "string")) return undefined;
   if (!isJsonObject(data) || typeof createdAt !== "number") return undefined;
   if (retiresAt !== undefined && typeof retiresAt !== "number") return undefined;
-  if (!Number.isSafeInteger(version) || !Number.isFinite(expiresAt)) return undefined;
+  if (!Number.isSafeInteger(version) || !Number.isFinite(expiresAt) || !Number.isFinite(usedAt)) return undefined;
   if (siblings !== undefined && !isKeyList(siblings)) return undefined;
-  const session: Session = { user: user as SessionUser | null, data, createdAt, expiresAt, version };
-  if (retiresAt === undefined && siblings === undefined) return session;
-  return { ...session, ...(retiresAt !== undefined && { retiresAt }), ...(siblings !== undefined && { siblings }) };
+  if (client !== undefined && !isClient(client)) return undefined;
+  return {
+    user: user as SessionUser | null,
+    data,
+    createdAt,
+    expiresAt,
+    usedAt,
+    version,
+    ...(retiresAt !== undefined && { retiresAt }),
+    ...(siblings !== undefined && { siblings }),
+    ...(client !== undefined && { client }),
+  };
+}
+
+function isClient(value: Json): value is { readonly address: string; readonly userAgent: string } {
+  return isJsonObject(value) && typeof value.address === "string" && typeof value.userAgent === "string";
 }
 
 function isKeyList(value: Json): value is readonly SessionKey[] {

@@ -35,6 +35,7 @@ function newSession(now: number, changes: Partial<Session> = {}): Session {
     data: { cart: [1, 2], note: "Grüße, 世界" },
     createdAt: now,
     expiresAt: now + HOUR_MS,
+    usedAt: now,
     version: 1,
     ...changes,
   };
@@ -145,10 +146,46 @@ const cases: Record<string, ContractCase["run"]> = {
     assert.equal((await store.find(key)).outcome, "expired");
   },
 
-  "touch moves the expiry and nothing else": async (context) => {
+  "touch moves the expiry and the last use, and nothing else": async (context) => {
     const [key, session] = await stored(context);
-    assert.equal(await context.store.touch(key, session.expiresAt + 5_000), "touched");
-    assert.deepEqual({ ...(await live(context.store, key)) }, { ...session, expiresAt: session.expiresAt + 5_000 });
+    context.advance(1_000);
+    const [expiresAt, usedAt] = [session.expiresAt + 5_000, context.now()];
+    assert.equal(await context.store.touch(key, expiresAt), "touched");
+    assert.deepEqual({ ...(await live(context.store, key)) }, { ...session, expiresAt, usedAt });
+    await context.store.commit(key, { ...session, version: 2, data: { after: true } });
+    assert.equal((await live(context.store, key)).usedAt, usedAt);
+  },
+
+  "scan meets every session, in steps, and only those with the prefix": async (context) => {
+    const { store } = context;
+    const keys = new Set<SessionKey>();
+    while (keys.size < 12) keys.add((await stored(context))[0]);
+    const wanted = [...keys][5] as SessionKey;
+    const [ended] = await stored(context);
+    await store.destroy(ended);
+    const walk = async (prefix: string, limit: number) => {
+      const met = new Set<SessionKey>();
+      let cursor: string | undefined;
+      do {
+        const page = await store.scan({ prefix, limit, ...(cursor !== undefined && { cursor }) });
+        for (const key of page.keys) met.add(key);
+        cursor = page.cursor;
+      } while (cursor !== undefined);
+      return met;
+    };
+    for (const limit of [1, 5, 1000]) {
+      const met = await walk("", limit);
+      assert.ok([...keys].every((key) => met.has(key)));
+      assert.ok(!met.has(ended));
+    }
+    assert.deepEqual(await walk(wanted, 3), new Set([wanted]));
+    assert.deepEqual(await walk("no such prefix", 3), new Set());
+  },
+
+  "what the session knows of its client is kept": async (context) => {
+    const client = { address: "2001:db8::1", userAgent: "Mozilla/5.0 (Grüße)" };
+    const [key] = await stored(context, { client });
+    assert.deepEqual((await live(context.store, key)).client, client);
   },
 
   "touch never creates a session": async ({ store, now }) => {

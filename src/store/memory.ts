@@ -7,7 +7,7 @@ import {
   type SessionKey,
   UNKNOWN,
 } from "../core/session.ts";
-import type { CommitOutcome, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
+import type { CommitOutcome, ScanOptions, ScanPage, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 
 const SWEEP_INTERVAL_MS = 30_000;
@@ -42,14 +42,15 @@ export class MemoryStore extends AttributesByCommit implements SessionStore {
     if (found.outcome !== "hit") return "unknown";
     const { version, user } = found.session;
     if (version !== session.version - 1 || user?.id !== session.user?.id) return "conflict";
-    this.#sessions.set(key, structuredClone({ ...session, expiresAt: found.session.expiresAt }));
+    const { expiresAt, usedAt } = found.session;
+    this.#sessions.set(key, structuredClone({ ...session, expiresAt, usedAt }));
     return "committed";
   }
 
   touch(key: SessionKey, expiresAt: number): "touched" | "unknown" {
     const found = this.find(key);
     if (found.outcome !== "hit") return "unknown";
-    this.#sessions.set(key, { ...found.session, expiresAt });
+    this.#sessions.set(key, { ...found.session, expiresAt, usedAt: this.#now() });
     return "touched";
   }
 
@@ -64,6 +65,14 @@ export class MemoryStore extends AttributesByCommit implements SessionStore {
       if (found.outcome === "hit" && found.session.user?.id === userId) entries.push({ key, session: found.session });
     }
     return entries.sort((a, b) => b.session.createdAt - a.session.createdAt).slice(0, MAX_LISTED);
+  }
+
+  /** The cursor is the last key that was looked at: in the order of the text, so that it holds while keys come and go. */
+  scan({ prefix = "", cursor = "", limit }: ScanOptions): ScanPage {
+    const after = [...this.#sessions.keys()].filter((key) => key > cursor && key.startsWith(prefix)).sort();
+    const keys = after.slice(0, limit);
+    const last = keys.at(-1);
+    return after.length > limit && last !== undefined ? { keys, cursor: last } : { keys };
   }
 
   check(): StoreCheck {

@@ -9,7 +9,7 @@ import {
   type SessionKey,
   UNKNOWN,
 } from "../core/session.ts";
-import type { CommitOutcome, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
+import type { CommitOutcome, ScanOptions, ScanPage, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 import { decodeSession, encodeSession } from "./codec.ts";
 
@@ -30,7 +30,7 @@ const USER_PREFIX = "coatcheck:user:";
 const SCRIPTS = {
   createSession: `
     if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-    redis.call('HSET', KEYS[1], 'v', ARGV[1], 'e', ARGV[2], 'd', ARGV[3], 'u', ARGV[4])
+    redis.call('HSET', KEYS[1], 'v', ARGV[1], 'e', ARGV[2], 'd', ARGV[3], 'u', ARGV[4], 't', ARGV[6])
     redis.call('PEXPIREAT', KEYS[1], ARGV[5])
     return 1`,
   /** ARGV: version read, version written, payload, user, now, end of the key when the session retires (or 0). */
@@ -45,7 +45,7 @@ const SCRIPTS = {
   touchSession: `
     local e = redis.call('HGET', KEYS[1], 'e')
     if not e or tonumber(e) <= tonumber(ARGV[2]) then return 0 end
-    redis.call('HSET', KEYS[1], 'e', ARGV[1])
+    redis.call('HSET', KEYS[1], 'e', ARGV[1], 't', ARGV[2])
     redis.call('PEXPIREAT', KEYS[1], ARGV[3])
     return 1`,
   destroySession: `
@@ -111,7 +111,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   async find(key: SessionKey): Promise<FindResult> {
     let fields: readonly (string | null)[];
     try {
-      fields = await this.#redis.hmget(SESSION_PREFIX + key, "v", "e", "d");
+      fields = await this.#redis.hmget(SESSION_PREFIX + key, "v", "e", "t", "d");
     } catch (error) {
       // A key of another type is not a session; it must not look like an outage.
       if (error instanceof Error && error.message.startsWith("WRONGTYPE")) return MALFORMED;
@@ -130,6 +130,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       encodeSession(session),
       userId,
       session.expiresAt + EXPIRED_GRACE_MS,
+      session.usedAt,
     ];
     return (await this.#run("createSession", SESSION_PREFIX + key, values)) === 1 ? "created" : "conflict";
   }
@@ -174,6 +175,13 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     return entries.sort((a, b) => b.session.createdAt - a.session.createdAt);
   }
 
+  async scan({ prefix = "", cursor = "0", limit }: ScanOptions): Promise<ScanPage> {
+    const pattern = `${SESSION_PREFIX}${prefix.replace(/[*?[\]\\]/g, "\\$&")}*`;
+    const [next, found] = await this.#answer(this.#redis.scan(cursor, "MATCH", pattern, "COUNT", limit));
+    const keys = found.map((key) => key.slice(SESSION_PREFIX.length));
+    return next === "0" ? { keys } : { keys, cursor: next };
+  }
+
   async check(): Promise<StoreCheck> {
     try {
       const startedMs = performance.now();
@@ -188,9 +196,10 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#redis.disconnect();
   }
 
-  #judgeFields([version, expiresAt, payload]: readonly (string | null | undefined)[]): FindResult {
+  #judgeFields([version, expiresAt, usedAt, payload]: readonly (string | null | undefined)[]): FindResult {
     if (version == null && payload == null) return UNKNOWN;
-    const session = decodeSession(payload ?? "", Number(version ?? Number.NaN), Number(expiresAt ?? Number.NaN));
+    const [v, e, t] = [Number(version ?? Number.NaN), Number(expiresAt ?? Number.NaN), Number(usedAt ?? Number.NaN)];
+    const session = decodeSession(payload ?? "", v, e, t);
     return session === undefined ? MALFORMED : judge(session, this.#now());
   }
 

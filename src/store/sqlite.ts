@@ -9,7 +9,7 @@ import {
   type SessionKey,
   UNKNOWN,
 } from "../core/session.ts";
-import type { CommitOutcome, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
+import type { CommitOutcome, ScanOptions, ScanPage, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 import { decodeSession, encodeSession } from "./codec.ts";
 
@@ -21,10 +21,10 @@ const MAX_LISTED = 1000;
 const BUSY_TIMEOUT_MS = 250;
 
 /** `user_version` of the database; a file of a later one is left alone. */
-const SCHEMA_VERSION = 1;
+const SCHEMA_VERSION = 2;
 const SCHEMA = `
   CREATE TABLE IF NOT EXISTS sessions (
-    key TEXT PRIMARY KEY, version INTEGER NOT NULL, expires_at INTEGER NOT NULL,
+    key TEXT PRIMARY KEY, version INTEGER NOT NULL, expires_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
     user_id TEXT, created_at INTEGER NOT NULL, payload TEXT NOT NULL
   ) WITHOUT ROWID;
   CREATE INDEX IF NOT EXISTS sessions_by_user ON sessions (user_id, created_at) WHERE user_id IS NOT NULL;
@@ -32,7 +32,14 @@ const SCHEMA = `
   PRAGMA user_version = ${SCHEMA_VERSION};
 `;
 
-type Row = [version: number, expiresAt: number, payload: string];
+/** From the version before, which had no `used_at`. */
+const UPGRADE = `
+  ALTER TABLE sessions ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+  UPDATE sessions SET used_at = created_at;
+  PRAGMA user_version = ${SCHEMA_VERSION};
+`;
+
+type Row = [version: number, expiresAt: number, usedAt: number, payload: string];
 type KeyedRow = [...Row, key: string];
 
 /**
@@ -45,7 +52,7 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   readonly #now: () => number;
   readonly #sweeper: NodeJS.Timeout;
   readonly #statements: Record<
-    "find" | "create" | "commit" | "touch" | "destroy" | "byUser" | "sweep" | "count",
+    "find" | "create" | "commit" | "touch" | "destroy" | "byUser" | "scan" | "sweep" | "count",
     StatementSync
   >;
 
@@ -62,7 +69,8 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
       database.close();
       throw new Error(`${path} was written by a later version of Coatcheck (schema ${version})`);
     }
-    if (version !== SCHEMA_VERSION) database.exec(SCHEMA);
+    if (version === 1) database.exec(UPGRADE);
+    else if (version !== SCHEMA_VERSION) database.exec(SCHEMA);
     this.#database = database;
     this.#statements = prepare(database);
     this.#sweeper = setInterval(() => this.#sweep(), SWEEP_INTERVAL_MS).unref();
@@ -74,8 +82,8 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   }
 
   create(key: SessionKey, session: Session): "created" | "conflict" {
-    const { version, expiresAt, createdAt, user } = session;
-    const values = [key, version, expiresAt, user?.id ?? null, createdAt, encodeSession(session)];
+    const { version, expiresAt, usedAt, createdAt, user } = session;
+    const values = [key, version, expiresAt, usedAt, user?.id ?? null, createdAt, encodeSession(session)];
     return this.#changes(this.#statements.create, values) === 1 ? "created" : "conflict";
   }
 
@@ -88,7 +96,8 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   }
 
   touch(key: SessionKey, expiresAt: number): "touched" | "unknown" {
-    return this.#changes(this.#statements.touch, [expiresAt, key, this.#now()]) === 1 ? "touched" : "unknown";
+    const now = this.#now();
+    return this.#changes(this.#statements.touch, [expiresAt, now, key, now]) === 1 ? "touched" : "unknown";
   }
 
   destroy(key: SessionKey): "destroyed" | "unknown" {
@@ -98,11 +107,22 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   byUser(userId: string): readonly SessionEntry[] {
     const rows = this.#answer(() => this.#statements.byUser.all(userId, MAX_LISTED)) as unknown as KeyedRow[];
     const entries: SessionEntry[] = [];
-    for (const [version, expiresAt, payload, key] of rows) {
-      const found = this.#judgeRow([version, expiresAt, payload]);
+    for (const row of rows) {
+      const key = row[4];
+      const found = this.#judgeRow(row);
       if (found.outcome === "hit") entries.push({ key, session: found.session });
     }
     return entries;
+  }
+
+  /** The cursor is the last key that was looked at. */
+  scan({ prefix = "", cursor = "", limit }: ScanOptions): ScanPage {
+    // Keys are base64url, so that every one with the prefix sorts before the prefix and a tilde.
+    const values = [cursor > prefix ? cursor : prefix, cursor, `${prefix}~`, limit];
+    const rows = this.#answer(() => this.#statements.scan.all(...values)) as unknown as [key: string][];
+    const keys = rows.map(([key]) => key);
+    const last = keys.at(-1);
+    return keys.length === limit && last !== undefined ? { keys, cursor: last } : { keys };
   }
 
   check(): StoreCheck {
@@ -119,8 +139,8 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     if (this.#database.isOpen) this.#database.close();
   }
 
-  #judgeRow([version, expiresAt, payload]: Row): FindResult {
-    const session = decodeSession(payload, version, expiresAt);
+  #judgeRow([version, expiresAt, usedAt, payload]: Row | KeyedRow): FindResult {
+    const session = decodeSession(payload, version, expiresAt, usedAt);
     return session === undefined ? MALFORMED : judge(session, this.#now());
   }
 
@@ -162,18 +182,19 @@ function prepare(database: DatabaseSync) {
     return prepared;
   };
   return {
-    find: statement("SELECT version, expires_at, payload FROM sessions WHERE key = ?"),
+    find: statement("SELECT version, expires_at, used_at, payload FROM sessions WHERE key = ?"),
     create: statement(
-      "INSERT OR IGNORE INTO sessions (key, version, expires_at, user_id, created_at, payload) VALUES (?, ?, ?, ?, ?, ?)",
+      "INSERT OR IGNORE INTO sessions (key, version, expires_at, used_at, user_id, created_at, payload) VALUES (?, ?, ?, ?, ?, ?, ?)",
     ),
     commit: statement(
       "UPDATE sessions SET version = ?, payload = ?, expires_at = min(expires_at, coalesce(?, expires_at)) WHERE key = ? AND version = ? AND expires_at > ? AND user_id IS ?",
     ),
-    touch: statement("UPDATE sessions SET expires_at = ? WHERE key = ? AND expires_at > ?"),
+    touch: statement("UPDATE sessions SET expires_at = ?, used_at = ? WHERE key = ? AND expires_at > ?"),
     destroy: statement("DELETE FROM sessions WHERE key = ?"),
     byUser: statement(
-      "SELECT version, expires_at, payload, key FROM sessions WHERE user_id = ? ORDER BY created_at DESC LIMIT ?",
+      "SELECT version, expires_at, used_at, payload, key FROM sessions WHERE user_id = ? ORDER BY created_at DESC LIMIT ?",
     ),
+    scan: statement("SELECT key FROM sessions WHERE key >= ? AND key > ? AND key < ? ORDER BY key LIMIT ?"),
     sweep: statement("DELETE FROM sessions WHERE key IN (SELECT key FROM sessions WHERE expires_at < ? LIMIT ?)"),
     count: statement("SELECT count(*) FROM sessions"),
   };
