@@ -4,7 +4,7 @@ import { join } from "node:path";
 import t from "tap";
 import { loadConfigFile, loadConfigText, maskSettings } from "../src/config/load.ts";
 import { ConfigError } from "../src/config/problems.ts";
-import { parseDuration } from "../src/config/units.ts";
+import { parseDuration } from "../src/core/units.ts";
 import { temporaryFolder } from "./support/servers.ts";
 
 const SECRET = "s".repeat(40);

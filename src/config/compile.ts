@@ -1,8 +1,8 @@
 import { randomBytes } from "node:crypto";
 import type { Route } from "../core/routes.ts";
+import { parseDuration } from "../core/units.ts";
 import type { Environment } from "./load.ts";
 import type { Settings } from "./schema.ts";
-import { parseDuration } from "./units.ts";
 
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
 export interface UpstreamConfig {

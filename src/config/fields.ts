@@ -1,6 +1,6 @@
 import { isIP } from "node:net";
 import { z } from "zod";
-import { parseDuration } from "./units.ts";
+import { parseDuration } from "../core/units.ts";
 
 /** The kinds of values that settings are made of, each with an error that says what to write. */
 

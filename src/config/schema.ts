@@ -10,8 +10,8 @@ import {
 import { MAX_IDENTITY_HEADERS } from "../core/identity.ts";
 import { parsePointer } from "../core/json.ts";
 import { STORE_SCHEMES } from "../core/store.ts";
+import { parseDuration } from "../core/units.ts";
 import { duration, hostname, isCidr, secret, url, whole } from "./fields.ts";
-import { parseDuration } from "./units.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.

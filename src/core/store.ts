@@ -37,6 +37,32 @@ export interface ScanPage {
   readonly cursor?: string;
 }
 
+/** Why a store gave no answer: a closed set, for labels. */
+export const STORE_FAILURES = [
+  "timeout",
+  "closed",
+  "loading",
+  "readonly",
+  "moved",
+  "cluster-down",
+  "master-down",
+  "not-authorized",
+  "out-of-memory",
+  "busy",
+  "breaker",
+  "other",
+] as const;
+export type StoreFailure = (typeof STORE_FAILURES)[number];
+
+/** Told of what happens between a store and its server, beside the answers. */
+export interface StoreObserver {
+  /** An attempt got no answer. `breaker`: none was made, because the ones before it had none. */
+  failed(reason: StoreFailure): void;
+  connection(connection: "data" | "tracking" | "messages", event: "ready" | "lost"): void;
+  /** How many servers are given a rest, because several attempts in a row had no answer. */
+  resting(servers: number): void;
+}
+
 /**
  * What a store says about changes that others make.
  * `tracking`: the server itself tells of every change. `messages`: the server refuses that, and the other gateways tell
