@@ -5,13 +5,14 @@ import {
   type FindResult,
   judge,
   MALFORMED,
+  NEWER,
   type Session,
   type SessionKey,
   UNKNOWN,
 } from "../core/session.ts";
 import type { CommitOutcome, ScanOptions, ScanPage, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
-import { decodeSession, encodeSession } from "./codec.ts";
+import type { SessionCodec } from "./codec.ts";
 
 const CONNECT_TIMEOUT_MS = 1_000;
 /** A request waits this long for Redis and no longer; a Redis that hangs is an outage, not a slow page. */
@@ -25,7 +26,8 @@ const USER_PREFIX = "coatcheck:user:";
 
 /**
  * Each write is one script: it happens whole or not at all, and leaves no key without a TTL at any instant, even when
- * the gateway dies between two commands. KEYS[1] is the session, or the index in `index`.
+ * the gateway dies between two commands. KEYS[1] is the session, or the index in `index`. Payloads of a format that this
+ * version does not know (the first octet of `d`) are left alone.
  */
 const SCRIPTS = {
   createSession: `
@@ -35,16 +37,20 @@ const SCRIPTS = {
     return 1`,
   /** ARGV: version read, version written, payload, user, now, end of the key when the session retires (or 0). */
   commitSession: `
-    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u')
+    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u', 'd')
     if not now[1] or tonumber(now[2]) <= tonumber(ARGV[5]) then return -1 end
+    local format = string.byte(now[4] or '', 1) or 0
+    if format < 1 or format > 3 then return -1 end
     if now[1] ~= ARGV[1] or now[3] ~= ARGV[4] then return 0 end
     redis.call('HSET', KEYS[1], 'v', ARGV[2], 'd', ARGV[3])
     local retires = tonumber(ARGV[6])
     if retires > 0 and retires < redis.call('PEXPIRETIME', KEYS[1]) then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) end
     return 1`,
   touchSession: `
-    local e = redis.call('HGET', KEYS[1], 'e')
-    if not e or tonumber(e) <= tonumber(ARGV[2]) then return 0 end
+    local now = redis.call('HMGET', KEYS[1], 'e', 'd')
+    if not now[1] or tonumber(now[1]) <= tonumber(ARGV[2]) then return 0 end
+    local format = string.byte(now[2] or '', 1) or 0
+    if format < 1 or format > 3 then return 0 end
     redis.call('HSET', KEYS[1], 'e', ARGV[1], 't', ARGV[2])
     redis.call('PEXPIREAT', KEYS[1], ARGV[3])
     return 1`,
@@ -61,10 +67,11 @@ const SCRIPTS = {
     return 1`,
 } as const;
 
-type Script = (key: string, ...values: (string | number)[]) => Promise<unknown>;
+type Script = (key: string, ...values: (string | number | Buffer)[]) => Promise<unknown>;
 type Scripted = Redis & Record<keyof typeof SCRIPTS, Script>;
 
 export interface RedisStoreOptions {
+  readonly codec: SessionCodec;
   readonly now?: () => number;
   /** Longest life of a session, milliseconds: how long the index of a user has to remember it. */
   readonly absoluteTimeoutMs: number;
@@ -74,6 +81,7 @@ export interface RedisStoreOptions {
 export class RedisStore extends AttributesByCommit implements SessionStore {
   readonly kind = "redis";
   readonly #redis: Scripted;
+  readonly #codec: SessionCodec;
   readonly #now: () => number;
   readonly #absoluteTimeoutMs: number;
   readonly #firstAnswer: Promise<void>;
@@ -81,6 +89,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   /** @param url `redis://user:password@host:port/db`, or `rediss:` for TLS. */
   constructor(url: string, options: RedisStoreOptions) {
     super();
+    this.#codec = options.codec;
     this.#now = options.now ?? Date.now;
     this.#absoluteTimeoutMs = options.absoluteTimeoutMs;
     const redis = new Redis(url, {
@@ -109,15 +118,15 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   }
 
   async find(key: SessionKey): Promise<FindResult> {
-    let fields: readonly (string | null)[];
+    let fields: readonly (Buffer | null)[];
     try {
-      fields = await this.#redis.hmget(SESSION_PREFIX + key, "v", "e", "t", "d");
+      fields = await this.#redis.hmgetBuffer(SESSION_PREFIX + key, "v", "e", "t", "d");
     } catch (error) {
       // A key of another type is not a session; it must not look like an outage.
       if (error instanceof Error && error.message.startsWith("WRONGTYPE")) return MALFORMED;
       throw storeUnavailable(error);
     }
-    return this.#judgeFields(fields);
+    return this.#judgeFields(key, fields);
   }
 
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
@@ -127,7 +136,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     const values = [
       session.version,
       session.expiresAt,
-      encodeSession(session),
+      this.#codec.encode(key, session),
       userId,
       session.expiresAt + EXPIRED_GRACE_MS,
       session.usedAt,
@@ -140,7 +149,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     const values = [
       session.version - 1,
       session.version,
-      encodeSession(session),
+      this.#codec.encode(key, session),
       userId,
       this.#now(),
       session.retiresAt === undefined ? 0 : session.retiresAt + EXPIRED_GRACE_MS,
@@ -196,11 +205,13 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#redis.disconnect();
   }
 
-  #judgeFields([version, expiresAt, usedAt, payload]: readonly (string | null | undefined)[]): FindResult {
+  #judgeFields(key: SessionKey, fields: readonly (Buffer | null)[]): FindResult {
+    const [version, expiresAt, usedAt, payload] = fields;
     if (version == null && payload == null) return UNKNOWN;
     const [v, e, t] = [Number(version ?? Number.NaN), Number(expiresAt ?? Number.NaN), Number(usedAt ?? Number.NaN)];
-    const session = decodeSession(payload ?? "", v, e, t);
-    return session === undefined ? MALFORMED : judge(session, this.#now());
+    const session = this.#codec.decode(key, payload ?? "", v, e, t);
+    if (session === undefined) return MALFORMED;
+    return session === "newer" ? NEWER : judge(session, this.#now());
   }
 
   async #index(userId: string, key: SessionKey, session: Session): Promise<void> {
@@ -208,7 +219,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end]);
   }
 
-  async #run(script: keyof typeof SCRIPTS, key: string, values: (string | number)[]): Promise<unknown> {
+  async #run(script: keyof typeof SCRIPTS, key: string, values: (string | number | Buffer)[]): Promise<unknown> {
     return this.#answer(this.#redis[script](key, ...values));
   }
 
