@@ -15,6 +15,7 @@ import { Observer } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import { Toucher } from "./session/touch.ts";
+import { SessionCodec } from "./store/codec.ts";
 import { openStore } from "./store/open.ts";
 import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
@@ -96,7 +97,12 @@ export class Gateway {
       ...(logDestination && { logDestination }),
     });
     const store =
-      options.store ?? (await openStore(config.store, { now, absoluteTimeoutMs: config.session.absoluteTimeoutMs }));
+      options.store ??
+      (await openStore(config.store, {
+        now,
+        absoluteTimeoutMs: config.session.absoluteTimeoutMs,
+        codec: new SessionCodec(config.session),
+      }));
     let up: boolean | undefined;
     const watched = new InstrumentedStore(store, observer.metrics, (answered) => {
       if (answered === up) return;

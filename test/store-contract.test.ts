@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { Redis } from "ioredis";
 import t from "tap";
 import type { SessionStore } from "../src/core/store.ts";
+import { SessionCodec } from "../src/store/codec.ts";
 import { storeContract } from "../src/store/contract.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { RedisStore } from "../src/store/redis.ts";
@@ -12,14 +13,25 @@ const ABSOLUTE_TIMEOUT_MS = 12 * 3_600_000;
 
 type MakeStore = (t: Teardown, now: () => number) => Promise<SessionStore>;
 
-const stores: Record<string, MakeStore> = {
-  memory: async (_t, now) => new MemoryStore(now),
-  "sqlite in memory": async (_t, now) => new SqliteStore(":memory:", now),
-  "sqlite in a file": async (t, now) => new SqliteStore(join(await temporaryFolder(t), "sessions.db"), now),
-  redis: async (_t, now) => connected(new RedisStore(redis.url, { now, absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS })),
-};
+const ENCRYPTION_KEY = "a key for sessions at rest, forty letters";
+const plainJson = new SessionCodec({ codec: "json", encryptionKeys: [] });
 
 const redis = await startRedis(t);
+
+const stores: Record<string, MakeStore> = {
+  memory: async (_t, now) => new MemoryStore(now),
+  "sqlite in memory": async (_t, now) => new SqliteStore(":memory:", { codec: plainJson, now }),
+};
+for (const format of ["json", "msgpack"] as const) {
+  for (const encryptionKeys of [[], [ENCRYPTION_KEY]]) {
+    const codec = new SessionCodec({ codec: format, encryptionKeys });
+    const name = `${format}, ${encryptionKeys.length === 0 ? "plain" : "encrypted"}`;
+    stores[`sqlite in a file (${name})`] = async (t, now) =>
+      new SqliteStore(join(await temporaryFolder(t), "sessions.db"), { codec, now });
+    stores[`redis (${name})`] = async (_t, now) =>
+      connected(new RedisStore(redis.url, { codec, now, absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }));
+  }
+}
 
 async function connected(store: RedisStore): Promise<RedisStore> {
   await store.firstAnswer();
@@ -60,7 +72,9 @@ t.test("the contract fails a store that breaks a promise", async (t) => {
 });
 
 t.test("every Redis key has a TTL after every operation, and the token's hash is all that Redis sees", async (t) => {
-  const store = await connected(new RedisStore(redis.url, { absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }));
+  const store = await connected(
+    new RedisStore(redis.url, { codec: plainJson, absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }),
+  );
   const client = new Redis(redis.url);
   t.teardown(() => store.close());
   t.teardown(() => client.disconnect());
@@ -82,25 +96,27 @@ t.test("every Redis key has a TTL after every operation, and the token's hash is
 });
 
 t.test("a value that is no session is malformed in every store, never an exception", async (t) => {
-  const store = await connected(new RedisStore(redis.url, { absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }));
+  const store = await connected(
+    new RedisStore(redis.url, { codec: plainJson, absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }),
+  );
   const client = new Redis(redis.url);
   t.teardown(() => store.close());
   t.teardown(() => client.disconnect());
   const later = String(Date.now() + 60_000);
   const values: Record<string, () => unknown> = {
     string: () => client.set("coatcheck:session:string", "x"),
-    "not json": () => client.hset("coatcheck:session:not json", { v: 1, e: later, t: later, d: "{" }),
-    array: () => client.hset("coatcheck:session:array", { v: 1, e: later, t: later, d: "[]" }),
+    "not json": () => client.hset("coatcheck:session:not json", { v: 1, e: later, t: later, d: "\x01{" }),
+    array: () => client.hset("coatcheck:session:array", { v: 1, e: later, t: later, d: "\x01[]" }),
     "no data": () =>
-      client.hset("coatcheck:session:no data", { v: 1, e: later, t: later, d: '{"user":null,"createdAt":1}' }),
+      client.hset("coatcheck:session:no data", { v: 1, e: later, t: later, d: '\x01{"user":null,"createdAt":1}' }),
     "no expiry": () =>
-      client.hset("coatcheck:session:no expiry", { v: 1, t: later, d: '{"user":null,"data":{},"createdAt":1}' }),
+      client.hset("coatcheck:session:no expiry", { v: 1, t: later, d: '\x01{"user":null,"data":{},"createdAt":1}' }),
     "user is a text": () =>
       client.hset("coatcheck:session:user is a text", {
         v: 1,
         e: later,
         t: later,
-        d: '{"user":"x","data":{},"createdAt":1}',
+        d: '\x01{"user":"x","data":{},"createdAt":1}',
       }),
   };
   for (const [key, write] of Object.entries(values)) {
@@ -112,7 +128,7 @@ t.test("a value that is no session is malformed in every store, never an excepti
 t.test("SQLite keeps sessions over a restart, and leaves a file of a later version alone", async (t) => {
   const file = join(await temporaryFolder(t), "sessions.db");
   const now = Date.now();
-  const first = new SqliteStore(file);
+  const first = new SqliteStore(file, { codec: plainJson });
   first.create("k", {
     user: { id: "1" },
     data: { a: 1 },
@@ -122,12 +138,12 @@ t.test("SQLite keeps sessions over a restart, and leaves a file of a later versi
     version: 1,
   });
   first.close();
-  const second = new SqliteStore(file);
+  const second = new SqliteStore(file, { codec: plainJson });
   t.equal(second.find("k").outcome, "hit");
   second.close();
   const { DatabaseSync } = await import("node:sqlite");
   const database = new DatabaseSync(file);
   database.exec("PRAGMA user_version = 99");
   database.close();
-  t.throws(() => new SqliteStore(file), /later version/);
+  t.throws(() => new SqliteStore(file, { codec: plainJson }), /later version/);
 });

@@ -30,6 +30,8 @@ export interface Config {
     };
     /** No secret was configured, so that the one above ends with this process. */
     readonly ephemeralSecret: boolean;
+    readonly codec: "json" | "msgpack";
+    readonly encryptionKeys: readonly string[];
   };
   readonly identityHeaders: Readonly<Record<string, string>>;
   readonly routes: readonly Route[];
@@ -65,6 +67,8 @@ export function compile(settings: Settings, environment: Environment): Config {
         secrets: ephemeralSecret ? [randomBytes(32).toString("base64url")] : cookie.secrets,
       },
       ephemeralSecret,
+      codec: session.codec,
+      encryptionKeys: session.encryptionKeys,
     },
     identityHeaders: settings.identity.headers,
     routes: settings.routes.map(compileRoute),

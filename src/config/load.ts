@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { parseDocument } from "yaml";
+import { PLAINTEXT } from "../core/store.ts";
 import { type Config, compile } from "./compile.ts";
 import { maskUrl } from "./fields.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
@@ -79,6 +80,10 @@ export function maskSettings(settings: Settings): Settings {
     ...settings,
     admin: { ...admin, ...(admin.token !== undefined && { token: mask(admin.token) }) },
     store: maskUrl(settings.store),
-    session: { ...session, cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) } },
+    session: {
+      ...session,
+      cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) },
+      encryptionKeys: session.encryptionKeys.map((key) => (key === PLAINTEXT ? key : mask(key))),
+    },
   };
 }

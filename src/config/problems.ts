@@ -33,7 +33,6 @@ const PLANNED: ReadonlySet<string> = new Set([
   "session.bind",
   "session.onMismatch",
   "session.maxPerUser",
-  "session.encryptionKeys",
   "routes[].upstream.balance",
   "routes[].upstream.health",
 ]);

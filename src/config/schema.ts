@@ -9,9 +9,9 @@ import {
 } from "../core/header-names.ts";
 import { MAX_IDENTITY_HEADERS } from "../core/identity.ts";
 import { parsePointer } from "../core/json.ts";
-import { STORE_SCHEMES } from "../core/store.ts";
+import { PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration } from "../core/units.ts";
-import { duration, hostname, isCidr, secret, url, whole } from "./fields.ts";
+import { duration, hostname, isCidr, MIN_SECRET_LENGTH, secret, url, whole } from "./fields.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
@@ -99,13 +99,27 @@ const session = z
       .default("12h")
       .describe("A session ends this long after the login, whatever its use."),
     cookie,
+    codec: z
+      .enum(["json", "msgpack"])
+      .default("json")
+      .describe("How sessions are written. What was written before is read, whatever this says."),
+    encryptionKeys: z
+      .array(
+        z.union([z.literal(PLAINTEXT), secret], {
+          error: `must have at least ${MIN_SECRET_LENGTH} characters, or be the word ${PLAINTEXT}; make one with: openssl rand -base64 32`,
+        }),
+      )
+      .default([])
+      .describe(
+        "Secrets for encryption at rest (AES-256-GCM): the first encrypts, all decrypt. None: sessions are stored as they are. With any, a session that is not encrypted is refused, or somebody who can write to the store could make one; the word `plaintext` in the list permits it: `[KEY, plaintext]` reads old sessions while encryption is introduced, `[plaintext, KEY]` writes plain text while it is taken away. Take `plaintext` or an old key out when `absoluteTimeout` has passed. Of several gateways on one store each has to know a key before the first one encrypts with it: put a new key last everywhere, and then first.",
+      ),
   })
   .refine((value) => (parseDuration(value.idleTimeout) ?? 0) <= (parseDuration(value.absoluteTimeout) ?? Infinity), {
     path: ["idleTimeout"],
     error: "must not be longer than absoluteTimeout",
   })
   .prefault({})
-  .describe("How long sessions live, and the cookie.");
+  .describe("How long sessions live, how they are stored, and the cookie.");
 
 const RESERVED_HEADERS = new Set([
   "host",

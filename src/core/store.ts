@@ -133,5 +133,8 @@ export interface SessionStore {
   clear(key: SessionKey): MaybePromise<AttributeResult>;
 }
 
+/** In place of a key in `session.encryptionKeys`: what is not encrypted is read, or written when this comes first. */
+export const PLAINTEXT = "plaintext";
+
 /** What the `store:` of the configuration may begin with. */
 export const STORE_SCHEMES = ["redis:", "rediss:", "sqlite:", "memory:"] as const;

@@ -1,10 +1,13 @@
 import { type SessionStore, STORE_SCHEMES } from "../core/store.ts";
+import type { SessionCodec } from "./codec.ts";
 import { MemoryStore } from "./memory.ts";
 
 export interface OpenStoreOptions {
   /** Milliseconds since the epoch. */
   readonly now: () => number;
   readonly absoluteTimeoutMs: number;
+  /** How sessions are written, for the stores that are not in memory. */
+  readonly codec: SessionCodec;
 }
 
 /**
@@ -14,7 +17,7 @@ export interface OpenStoreOptions {
 export async function openStore(url: string, options: OpenStoreOptions): Promise<SessionStore> {
   if (url.startsWith("sqlite:")) {
     const { SqliteStore } = await import("./sqlite.ts");
-    return new SqliteStore(url.slice("sqlite:".length), options.now);
+    return new SqliteStore(url.slice("sqlite:".length), options);
   }
   if (url.startsWith("redis:") || url.startsWith("rediss:")) {
     const { RedisStore } = await import("./redis.ts");
