@@ -16,7 +16,7 @@ export interface UpstreamConfig {
 export interface Config {
   readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
   readonly admin: { readonly host: string; readonly port: number; readonly token: string | undefined };
-  readonly store: string;
+  readonly store: string | { readonly primary: string; readonly fallback: string };
   readonly session: {
     readonly idleTimeoutMs: number;
     readonly absoluteTimeoutMs: number;

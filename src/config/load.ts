@@ -75,11 +75,14 @@ function interpolate(value: unknown, path: Path, environment: Environment, probl
 /** The effective configuration as it can be shown: no secret, no token, no password. */
 export function maskSettings(settings: Settings): Settings {
   const mask = (secret: string) => `*** (${secret.length} characters)`;
-  const { admin, session } = settings;
+  const { admin, session, store } = settings;
   return {
     ...settings,
     admin: { ...admin, ...(admin.token !== undefined && { token: mask(admin.token) }) },
-    store: maskUrl(settings.store),
+    store:
+      typeof store === "string"
+        ? maskUrl(store)
+        : { primary: maskUrl(store.primary), fallback: maskUrl(store.fallback) },
     session: {
       ...session,
       cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) },

@@ -294,6 +294,29 @@ const route = z
       context.addIssue({ code: "custom", path: ["onMissing"], message: 'has a meaning only with session "required"' });
   });
 
+const storeUrl = url(STORE_SCHEMES, "redis://127.0.0.1:6379/0, sqlite:./sessions.db or memory:").refine(
+  (text) => text === "memory:" || !/^(memory:|sqlite:$)/.test(text),
+  { error: "must be memory: alone, or sqlite: and a file name" },
+);
+
+const store = z
+  .union(
+    [
+      storeUrl,
+      z
+        .strictObject({ primary: storeUrl, fallback: storeUrl })
+        .refine(({ primary, fallback }) => primary !== fallback, {
+          path: ["fallback"],
+          error: "must be another store than primary",
+        }),
+    ],
+    { error: "must be a URL, or { primary: URL, fallback: URL }" },
+  )
+  .default("sqlite:./sessions.db")
+  .describe(
+    "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, or `memory:`. `{ primary: URL, fallback: URL }` replaces a store with nobody logged out: new sessions begin in `primary`, and those of `fallback` are moved there as they are used. Change all gateways at once: one that only knows the old store does not find what has been moved.",
+  );
+
 const observe = z
   .strictObject({
     log: z
@@ -349,14 +372,7 @@ export const settingsSchema = z
   .strictObject({
     listen,
     admin,
-    store: url(STORE_SCHEMES, "redis://127.0.0.1:6379/0, sqlite:./sessions.db or memory:")
-      .refine((text) => text === "memory:" || !/^(memory:|sqlite:$)/.test(text), {
-        error: "must be memory: alone, or sqlite: and a file name",
-      })
-      .default("sqlite:./sessions.db")
-      .describe(
-        "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, or `memory:`.",
-      ),
+    store,
     session,
     identity,
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),

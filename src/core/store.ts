@@ -102,6 +102,7 @@ export interface SessionStore {
   commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
   /** Moves the expiry of a live session, and its last use to now; never creates a key and changes nothing else. */
   touch(key: SessionKey, expiresAt: number): MaybePromise<"touched" | "unknown">;
+  /** Ends a session. It is `unknown` then, or `expired` for a while in a store that has to keep its place taken. */
   destroy(key: SessionKey): MaybePromise<"destroyed" | "unknown">;
   /** The live sessions of a user, newest first, at most 1000. */
   byUser(userId: string): MaybePromise<readonly SessionEntry[]>;

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { type SessionStore, STORE_SCHEMES } from "../core/store.ts";
 import type { SessionCodec } from "./codec.ts";
 import { MemoryStore } from "./memory.ts";
@@ -11,10 +12,29 @@ export interface OpenStoreOptions {
 }
 
 /**
- * Opens the store that a `store:` URL names. Only the driver that is asked for is loaded.
- * @throws Error when a SQLite file cannot be opened. A Redis that is down is not an error here: it may come later.
+ * Opens the store that the configuration names, or the two of them. Only the drivers that are asked for are loaded.
+ * @throws Error when a SQLite file cannot be opened, or does not exist where there should be sessions to fall back to. A
+ *   Redis that is down is not an error here: it may come later.
  */
-export async function openStore(url: string, options: OpenStoreOptions): Promise<SessionStore> {
+export async function openStore(
+  store: string | { readonly primary: string; readonly fallback: string },
+  options: OpenStoreOptions,
+): Promise<SessionStore> {
+  if (typeof store === "string") return openOne(store, options);
+  const file = store.fallback.startsWith("sqlite:") ? store.fallback.slice("sqlite:".length) : undefined;
+  // It would be made, empty: a mistyped name would log everybody out.
+  if (file !== undefined && !existsSync(file)) throw new Error(`store.fallback: there is no file ${file}`);
+  const { FallbackStore } = await import("./fallback.ts");
+  const primary = await openOne(store.primary, options);
+  try {
+    return new FallbackStore(primary, await openOne(store.fallback, options), options.now);
+  } catch (error) {
+    await primary.close();
+    throw error;
+  }
+}
+
+async function openOne(url: string, options: OpenStoreOptions): Promise<SessionStore> {
   if (url.startsWith("sqlite:")) {
     const { SqliteStore } = await import("./sqlite.ts");
     return new SqliteStore(url.slice("sqlite:".length), options);
