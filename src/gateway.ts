@@ -15,6 +15,7 @@ import { Observer } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import { Toucher } from "./session/touch.ts";
+import { GuardedStore } from "./store/guarded.ts";
 import { openStore } from "./store/open.ts";
 import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
@@ -95,8 +96,9 @@ export class Gateway {
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
     });
-    const store =
-      options.store ?? (await openStore(config.store, { now, absoluteTimeoutMs: config.session.absoluteTimeoutMs }));
+    const store = options.store
+      ? new GuardedStore(options.store)
+      : await openStore(config.store, { now, absoluteTimeoutMs: config.session.absoluteTimeoutMs });
     let up: boolean | undefined;
     const watched = new InstrumentedStore(store, observer.metrics, (answered) => {
       if (answered === up) return;

@@ -41,13 +41,16 @@ export function url(schemes: readonly string[], example: string) {
     .refine(isUrl, { error: (issue) => `"${maskUrl(String(issue.input))}" is not a URL such as ${example}` });
 }
 
-/** A URL that can be shown: its password and its query are not. Of what is no URL, the scheme is shown and no more. */
+/** A URL that can be shown: its password, its query and its fragment are not. Of what is no URL, only the scheme is. */
 export function maskUrl(text: string): string {
   if (!URL.canParse(text)) return text.replace(/^([a-z+]{1,20}:\/\/).*@.*$/is, "$1***").slice(0, 100);
   const url = new URL(text);
   if (url.password !== "") url.password = "***";
   if (url.search !== "") url.search = "?***";
-  return url.username === "" && url.password === "" && url.search === "" ? text : url.href;
+  // An unescaped "#" in a password begins a fragment.
+  if (url.hash !== "") url.hash = "#***";
+  if (url.username !== "" || url.password !== "" || url.search !== "" || url.hash !== "") text = url.href;
+  return url.host === "" ? text.replace(/\/\/.*@/s, "//***@") : text;
 }
 
 export const secret = z.string().min(MIN_SECRET_LENGTH, {

@@ -9,7 +9,7 @@ import {
 } from "../core/header-names.ts";
 import { MAX_IDENTITY_HEADERS } from "../core/identity.ts";
 import { parsePointer } from "../core/json.ts";
-import { STORE_SCHEMES } from "../core/store.ts";
+import { MODULE_URL, STORE_SCHEMES } from "../core/store.ts";
 import { duration, hostname, isCidr, secret, url, whole } from "./fields.ts";
 import { parseDuration } from "./units.ts";
 
@@ -339,9 +339,12 @@ export const settingsSchema = z
       .refine((text) => text === "memory:" || !/^(memory:|sqlite:$)/.test(text), {
         error: "must be memory: alone, or sqlite: and a file name",
       })
+      .refine((text) => !text.startsWith("module:") || MODULE_URL.test(text), {
+        error: "must be module: and a path that begins with ./, ../ or /, or the name of a package",
+      })
       .default("sqlite:./sessions.db")
       .describe(
-        "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, or `memory:`.",
+        "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, `memory:`, or `module:./my-store.js`: [a store of your own](custom-stores.md). Files are relative to the working directory.",
       ),
     session,
     identity,

@@ -108,4 +108,10 @@ export interface SessionStore {
 }
 
 /** What the `store:` of the configuration may begin with. */
-export const STORE_SCHEMES = ["redis:", "rediss:", "sqlite:", "memory:"] as const;
+export const STORE_SCHEMES = ["redis:", "rediss:", "sqlite:", "memory:", "module:"] as const;
+
+/** `kind` of the stores that come with Coatcheck; a custom store has another. */
+export const BUILT_IN_STORES: readonly string[] = ["memory", "sqlite", "redis"];
+
+/** `module:`, then a path that begins with `./`, `../` or `/`, or the name of a package; perhaps `?` and parameters. */
+export const MODULE_URL = /^module:(\.{0,2}\/[^?]+|(?:@[\w.~-]+\/)?\w[\w.~-]*(?:\/[\w.~-]+)*)(?:\?(.*))?$/s;

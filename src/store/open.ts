@@ -9,7 +9,7 @@ export interface OpenStoreOptions {
 
 /**
  * Opens the store that a `store:` URL names. Only the driver that is asked for is loaded.
- * @throws Error when a SQLite file cannot be opened. A Redis that is down is not an error here: it may come later.
+ * @throws Error when a SQLite file or a module cannot be opened. A Redis that is down is not an error here: it may come later.
  */
 export async function openStore(url: string, options: OpenStoreOptions): Promise<SessionStore> {
   if (url.startsWith("sqlite:")) {
@@ -21,6 +21,10 @@ export async function openStore(url: string, options: OpenStoreOptions): Promise
     const store = new RedisStore(url, options);
     await store.firstAnswer();
     return store;
+  }
+  if (url.startsWith("module:")) {
+    const { openCustomStore } = await import("./custom.ts");
+    return openCustomStore(url, options);
   }
   if (url === "memory:") return new MemoryStore(options.now);
   throw new TypeError(`a store URL begins with one of ${STORE_SCHEMES.join(" ")}`);
