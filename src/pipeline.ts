@@ -7,11 +7,11 @@ import { type HeaderRules, type RequestHead, readRequestHead } from "./core/requ
 import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
 import type { ResponseHead, ResponseHeaderRules } from "./core/response-head.ts";
 import type { Route, RouteTable } from "./core/routes.ts";
-import { handleOf, MAX_USER_AGENT_LENGTH, type SessionClient } from "./core/session.ts";
+import { type Binding, handleOf, MAX_USER_AGENT_LENGTH, type SessionClient } from "./core/session.ts";
 import { parseTraceParent } from "./core/trace-context.ts";
 import { upstreamFields } from "./core/upstream-fields.ts";
 import type { Observer } from "./observe/observer.ts";
-import { type Binding, isMismatch } from "./session/binding.ts";
+import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
 import { expiryAfterUse } from "./session/expiry.ts";
 import { type Lifecycle, obey } from "./session/lifecycle.ts";

@@ -135,10 +135,8 @@ observe: { log: { level: loud }, traces: { ratio: 2 } }
 
 t.test("keys of later versions are named as such, not as mistakes", async (t) => {
   const text =
-    "workers: auto\nsession: { bind: none, maxPerUser: 3 }\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
+    "workers: auto\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
   t.same(problemsOf(text), [
-    "session.bind: not supported by this version",
-    "session.maxPerUser: not supported by this version",
     "routes[0].upstream.balance: not supported by this version",
     "workers: not supported by this version",
   ]);

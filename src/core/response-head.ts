@@ -132,7 +132,8 @@ export function addSessionCookie(fields: string[], setCookie: string): void {
   for (let i = fields.length - 2; i >= 0; i -= 2) {
     const name = (fields[i] as string).toLowerCase();
     if (name !== "cache-control" && !SHARED_CACHE_FIELDS.test(name)) continue;
-    if (name === "cache-control") directives.unshift(...(fields[i + 1] as string).split(",").map((item) => item.trim()));
+    if (name === "cache-control")
+      directives.unshift(...(fields[i + 1] as string).split(",").map((item) => item.trim()));
     fields.splice(i, 2);
   }
   const kept = directives.filter((directive) => directive !== "" && !SHARED_DIRECTIVES.test(directive));

@@ -1,4 +1,5 @@
 import type { Json } from "./json.ts";
+import { REDIS_SCHEMES } from "./redis-url.ts";
 import type { AttributeChanges, FindResult, Session, SessionData, SessionKey } from "./session.ts";
 
 /** In-process stores answer at once, the others with a promise: a hit in SQLite should not cost one. */
@@ -68,7 +69,8 @@ export interface StoreObserver {
  * `tracking`: the server itself tells of every change. `messages`: the server refuses that, and the other gateways tell
  * of theirs. `lost`: nobody tells at the moment. `refused`: nobody will.
  */
-export type FeedState = "tracking" | "messages" | "lost" | "refused";
+export const FEED_STATES = ["tracking", "messages", "lost", "refused"] as const;
+export type FeedState = (typeof FEED_STATES)[number];
 
 /** Told of changes to sessions, whoever made them; how a copy in this process stays true. */
 export interface ChangeListener {
@@ -138,4 +140,10 @@ export interface SessionStore {
 export const PLAINTEXT = "plaintext";
 
 /** What the `store:` of the configuration may begin with. */
-export const STORE_SCHEMES = ["redis:", "rediss:", "sqlite:", "memory:"] as const;
+export const STORE_SCHEMES = [...REDIS_SCHEMES, "sqlite:", "memory:", "module:"] as const;
+
+/** `kind` of the stores that come with Coatcheck; a custom store has another. */
+export const BUILT_IN_STORES: readonly string[] = ["memory", "sqlite", "redis"];
+
+/** `module:`, then a path that begins with `./`, `../` or `/`, or the name of a package; perhaps `?` and parameters. */
+export const MODULE_URL = /^module:(\.{0,2}\/[^?]+|(?:@[\w.~-]+\/)?\w[\w.~-]*(?:\/[\w.~-]+)*)(?:\?(.*))?$/s;

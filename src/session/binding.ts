@@ -1,8 +1,5 @@
 import { isIPv4 } from "node:net";
-import type { Session, SessionClient } from "../core/session.ts";
-
-export const BINDINGS = ["none", "user-agent", "ip-prefix", "both"] as const;
-export type Binding = (typeof BINDINGS)[number];
+import type { Binding, Session, SessionClient } from "../core/session.ts";
 
 /** Hextets of an IPv6 address that stay the same in one household or company: /56 is rounded down to whole ones. */
 const IPV6_PREFIX_HEXTETS = 3;
@@ -15,7 +12,9 @@ export function isMismatch(binding: Binding, session: Session, client: SessionCl
   const bound = session.client;
   if (binding === "none" || bound === undefined) return false;
   if (binding !== "ip-prefix" && bound.userAgent !== client.userAgent) return true;
-  return binding !== "user-agent" && bound.address !== client.address && prefixOf(bound.address) !== prefixOf(client.address);
+  return (
+    binding !== "user-agent" && bound.address !== client.address && prefixOf(bound.address) !== prefixOf(client.address)
+  );
 }
 
 function prefixOf(address: string): string {
@@ -26,7 +25,11 @@ function prefixOf(address: string): string {
 /** The eight groups of an IPv6 address, `::` spelled out and without leading zeros. */
 function hextets(address: string): string[] {
   const [head = "", tail] = address.toLowerCase().split("::", 2);
-  const groups = (text: string) => text.split(":").filter((group) => group !== "").map((group) => group.replace(/^0+(?=.)/, ""));
+  const groups = (text: string) =>
+    text
+      .split(":")
+      .filter((group) => group !== "")
+      .map((group) => group.replace(/^0+(?=.)/, ""));
   const before = groups(head);
   if (tail === undefined) return before;
   const after = groups(tail);

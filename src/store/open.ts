@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
-import { type SessionStore, STORE_SCHEMES } from "../core/store.ts";
+import { isRedisUrl } from "../core/redis-url.ts";
+import { type SessionStore, STORE_SCHEMES, type StoreObserver } from "../core/store.ts";
 import type { SessionCodec } from "./codec.ts";
 import { MemoryStore } from "./memory.ts";
 
@@ -9,12 +10,15 @@ export interface OpenStoreOptions {
   readonly absoluteTimeoutMs: number;
   /** How sessions are written, for the stores that are not in memory. */
   readonly codec: SessionCodec;
+  /** How they lie in Redis. */
+  readonly layout?: "blob" | "fields";
+  readonly observer?: StoreObserver;
 }
 
 /**
  * Opens the store that the configuration names, or the two of them. Only the drivers that are asked for are loaded.
- * @throws Error when a SQLite file cannot be opened, or does not exist where there should be sessions to fall back to. A
- *   Redis that is down is not an error here: it may come later.
+ * @throws Error when a SQLite file or a module cannot be opened, or a file does not exist where there should be sessions
+ *   to fall back to. A Redis that is down is not an error here: it may come later.
  */
 export async function openStore(
   store: string | { readonly primary: string; readonly fallback: string },
@@ -39,11 +43,15 @@ async function openOne(url: string, options: OpenStoreOptions): Promise<SessionS
     const { SqliteStore } = await import("./sqlite.ts");
     return new SqliteStore(url.slice("sqlite:".length), options);
   }
-  if (url.startsWith("redis:") || url.startsWith("rediss:")) {
+  if (isRedisUrl(url)) {
     const { RedisStore } = await import("./redis.ts");
     const store = new RedisStore(url, options);
     await store.firstAnswer();
     return store;
+  }
+  if (url.startsWith("module:")) {
+    const { openCustomStore } = await import("./custom.ts");
+    return openCustomStore(url, options);
   }
   if (url === "memory:") return new MemoryStore(options.now);
   throw new TypeError(`a store URL begins with one of ${STORE_SCHEMES.join(" ")}`);

@@ -281,11 +281,11 @@ export class RedisFeed {
 
   /** @param message the keys that were written; `null`: all, by FLUSHALL. ioredis gives an empty text for it. */
   #invalidated(message: Message): void {
-    if (!Array.isArray(message) && typeof message !== "string") return this.#listener.changedAll();
-    if (message === "") return this.#listener.changedAll();
-    for (const name of typeof message === "string" ? [message] : message) {
-      if (name.startsWith(this.#sessionPrefix)) this.#listener.changed(name.slice(this.#sessionPrefix.length));
-    }
+    if (message === null || message === "") this.#listener.changedAll();
+    else
+      for (const name of typeof message === "string" ? [message] : message) {
+        if (name.startsWith(this.#sessionPrefix)) this.#listener.changed(name.slice(this.#sessionPrefix.length));
+      }
   }
 
   #published(message: string): void {
