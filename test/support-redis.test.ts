@@ -72,8 +72,10 @@ t.test("freezes and thaws", async (t) => {
   const client = redis.client({ commandTimeout: 200 });
   await client.ping();
   redis.freeze();
+  t.equal(redis.running, false);
   await t.rejects(client.ping(), /timed out/);
   redis.thaw();
+  t.equal(redis.running, true);
   t.equal(await redis.client().ping(), "PONG");
 });
 

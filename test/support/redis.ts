@@ -27,6 +27,7 @@ export interface RedisServer {
   readonly port: number;
   /** Certificate to trust, a PEM file; absent without TLS. */
   readonly ca?: string;
+  /** Started, and neither ended nor frozen. */
   readonly running: boolean;
   /** Done when the server answers commands, everything loaded. */
   start(): Promise<void>;
@@ -77,6 +78,7 @@ export async function startServer(t: Teardown, settings: ServerSettings): Promis
   await writeFile(file, configuration(port, settings), { mode: 0o600 });
 
   let child: ChildProcess | undefined;
+  let frozen = false;
   let control: Redis | undefined;
   const logFile = join(folder, "redis.log");
   const log = () => readFile(logFile, "utf8");
@@ -92,6 +94,7 @@ export async function startServer(t: Teardown, settings: ServerSettings): Promis
     control?.disconnect();
     control = undefined;
     await end(child, signal);
+    frozen = false;
   };
 
   const server: RedisServer = {
@@ -99,7 +102,7 @@ export async function startServer(t: Teardown, settings: ServerSettings): Promis
     port,
     ...(ca && { ca }),
     get running() {
-      return isRunning(child);
+      return isRunning(child) && !frozen;
     },
     start: async () => {
       if (isRunning(child)) return;
@@ -115,8 +118,14 @@ export async function startServer(t: Teardown, settings: ServerSettings): Promis
     },
     stop: () => endWith("SIGTERM"),
     kill: () => endWith("SIGKILL"),
-    freeze: () => child?.kill("SIGSTOP"),
-    thaw: () => child?.kill("SIGCONT"),
+    freeze: () => {
+      frozen = true;
+      child?.kill("SIGSTOP");
+    },
+    thaw: () => {
+      frozen = false;
+      child?.kill("SIGCONT");
+    },
     client,
     call: async (command, ...args) => {
       if (control === undefined) throw new Error(`redis-server ${port} is not running`);
