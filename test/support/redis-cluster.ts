@@ -62,7 +62,10 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
 
   const running = () => nodes.filter((node) => node.running);
   const healthy = async () => {
-    await eventually("the cluster is well", async () => (await Promise.all(running().map(isWell))).every(Boolean));
+    await eventually("the cluster is well", async () => {
+      const ids = new Set(running().map(({ id }) => id));
+      return (await Promise.all(running().map((node) => isWell(node, ids)))).every(Boolean);
+    });
   };
   const owner = (slot: number) =>
     eventually(`somebody serves slot ${slot}`, async () => {
@@ -97,15 +100,13 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
     beginMigration,
     migrateSlot: async (slot, from, to) => (await beginMigration(slot, from, to)).finish(),
     failover: async (replica) => {
-      // One that has not yet caught up with its master would be refused only after seconds.
-      await eventually("the replica is up to date", async () => !(await isMaster(replica)) && isWell(replica));
+      await healthy();
       await replica.call("CLUSTER", "FAILOVER");
-      await eventually("the replica is master everywhere", async () => {
-        const views = await Promise.all(running().map(nodesSeenBy));
-        return views.every((view) =>
-          view.some(({ id, flags, slots }) => id === replica.id && flags.includes("master") && slots.length > 0),
-        );
-      });
+      await eventually("the replica is master everywhere", async () =>
+        (await Promise.all(running().map(nodesSeenBy))).every((view) =>
+          view.some(({ id, slots }) => id === replica.id && slots.length > 0),
+        ),
+      );
     },
     flush: async () => {
       for (const node of running()) if (await isMaster(node)) await node.call("FLUSHALL");
@@ -160,6 +161,8 @@ interface NodeView {
   readonly id: string;
   readonly flags: readonly string[];
   readonly epoch: number;
+  /** Whether the node that was asked has a connection to this one. */
+  readonly connected: boolean;
   /** Ranges, without slots that are on their way. */
   readonly slots: readonly (readonly [number, number])[];
 }
@@ -169,12 +172,13 @@ async function nodesSeenBy(node: ClusterNode): Promise<NodeView[]> {
     .trim()
     .split("\n");
   return lines.map((line) => {
-    const [id = "", , flags = "", , , , epoch, , ...slots] = line.split(" ");
+    const [id = "", , flags = "", , , , epoch, link, ...slots] = line.split(" ");
     const ranges = slots.filter((range) => !range.startsWith("[")).map((range) => range.split("-").map(Number));
     return {
       id,
       flags: flags.split(","),
       epoch: Number(epoch),
+      connected: link === "connected",
       slots: ranges.map(([first = -1, last = first]) => [first, last] as const),
     };
   });
@@ -192,9 +196,13 @@ async function isMaster(node: ClusterNode): Promise<boolean> {
   return ((await node.call("ROLE")) as [string])[0] === "master";
 }
 
-/** The cluster is well to the node, and the node is, if it is a replica, up to date. */
-async function isWell(node: ClusterNode): Promise<boolean> {
+/** The node serves, is connected with all that run, and is up to date if it is a replica. */
+async function isWell(node: ClusterNode, running: ReadonlySet<string>): Promise<boolean> {
   if (!String(await node.call("CLUSTER", "INFO")).includes("cluster_state:ok")) return false;
+  const view = (await nodesSeenBy(node)).filter(({ id }) => running.has(id));
+  // A manual failover begins with one message, which is lost where a connection is only being made.
+  if (!view.every(({ flags, connected }) => connected && !flags.some((flag) => /fail|handshake/.test(flag))))
+    return false;
   const [role, , , link] = (await node.call("ROLE")) as string[];
   return role === "master" || link === "connected";
 }
