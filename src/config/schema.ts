@@ -105,7 +105,7 @@ const session = z
       .describe("How sessions are written. What was written before is read, whatever this says."),
     encryptionKeys: z
       .array(
-        z.union([z.literal(PLAINTEXT), secret], {
+        z.string().refine((text) => text === PLAINTEXT || text.length >= MIN_SECRET_LENGTH, {
           error: `must have at least ${MIN_SECRET_LENGTH} characters, or be the word ${PLAINTEXT}; make one with: openssl rand -base64 32`,
         }),
       )
