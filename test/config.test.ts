@@ -49,6 +49,7 @@ session:
   idleTimeout: 30m
   absoluteTimeout: 12h
   cookie: { name: sid, secrets: ["\${COATCHECK_SECRET}"], sameSite: Strict, secure: true, path: /, domain: example.com }
+  encryptionKeys: ["\${COATCHECK_SECRET}"]
 identity:
   headers: { X-User-Id: /user/id, X-Cart: /data/cart, X-Session-Handle: handle }
 routes:
@@ -213,11 +214,25 @@ t.test("passwords of any shape are masked", async (t) => {
   }
 });
 
+t.test("how sessions are stored: JSON in the open by default; keys are long, or the word plaintext", async (t) => {
+  const key = "k".repeat(32);
+  t.match(loadConfigText(MINIMAL, {}).config.session, { codec: "json", encryptionKeys: [] });
+  const text = `session: { codec: msgpack, encryptionKeys: ["\${KEY}", plaintext] }\n${MINIMAL}`;
+  const { settings, config } = loadConfigText(text, { KEY: key });
+  t.match(config.session, { codec: "msgpack", encryptionKeys: [key, "plaintext"] });
+  t.strictSame(maskSettings(settings).session.encryptionKeys, ["*** (32 characters)", "plaintext"]);
+  t.match(problemsOf(`session: { codec: cbor, encryptionKeys: [plain-text, ${key}, 7] }\n${MINIMAL}`), [
+    /^session\.codec: /,
+    /^session\.encryptionKeys\[0\]: must have at least 32 characters, or be the word plaintext/,
+    /^session\.encryptionKeys\[2\]: /,
+  ]);
+});
+
 t.test("problems never show a secret", async (t) => {
   const problems = problemsOf(
-    `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] } }\nadmin: { token: hunter2 }\n${MINIMAL}`,
+    `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] }, encryptionKeys: [hunter2] }\nadmin: { token: hunter2 }\n${MINIMAL}`,
   );
-  t.equal(problems.length, 3);
+  t.equal(problems.length, 4);
   t.notMatch(problems.join("\n"), "hunter2");
 });
 

@@ -107,13 +107,13 @@ const session = z
       .describe("How sessions are written. What was written before is read, whatever this says."),
     encryptionKeys: z
       .array(
-        z.union([z.literal(PLAINTEXT), secret], {
+        z.string().refine((text) => text === PLAINTEXT || text.length >= MIN_SECRET_LENGTH, {
           error: `must have at least ${MIN_SECRET_LENGTH} characters, or be the word ${PLAINTEXT}; make one with: openssl rand -base64 32`,
         }),
       )
       .default([])
       .describe(
-        "Secrets for encryption at rest (AES-256-GCM): the first encrypts, all decrypt. None: sessions are stored as they are. With any, a session that is not encrypted is refused, or somebody who can write to the store could make one; the word `plaintext` in the list permits it: `[KEY, plaintext]` reads old sessions while encryption is introduced, `[plaintext, KEY]` writes plain text while it is taken away. Take `plaintext` or an old key out when `absoluteTimeout` has passed. Of several gateways on one store each has to know a key before the first one encrypts with it: put a new key last everywhere, and then first.",
+        "Secrets for encryption at rest (AES-256-GCM): the first encrypts, all decrypt. None: sessions are stored as they are. User ids and times stand beside a session in the clear. With any, a session that is not encrypted is refused, or somebody who can write to the store could make one; the word `plaintext` in the list permits it: `[KEY, plaintext]` reads old sessions while encryption is introduced, `[plaintext, KEY]` writes plain text while it is taken away. Take `plaintext` or an old key out when `absoluteTimeout` has passed. Of several gateways on one store each has to know a key before the first one encrypts with it: put a new key last everywhere, and then first.",
       ),
     layout: z
       .enum(["blob", "fields"])

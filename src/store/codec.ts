@@ -129,9 +129,9 @@ function sessionFrom(value: Json, version: number, expiresAt: number, usedAt: nu
   if (!isJsonObject(value)) return undefined;
   const { user, data, createdAt, retiresAt, siblings, client } = value;
   if (user !== null && !(isJsonObject(user) && typeof user.id === "string")) return undefined;
-  if (!isJsonObject(data) || typeof createdAt !== "number") return undefined;
-  if (retiresAt !== undefined && typeof retiresAt !== "number") return undefined;
-  if (!Number.isSafeInteger(version) || !Number.isFinite(expiresAt) || !Number.isFinite(usedAt)) return undefined;
+  if (!isJsonObject(data) || !isTime(createdAt)) return undefined;
+  if (retiresAt !== undefined && !isTime(retiresAt)) return undefined;
+  if (!Number.isSafeInteger(version) || !isTime(expiresAt) || !isTime(usedAt)) return undefined;
   if (siblings !== undefined && !isKeyList(siblings)) return undefined;
   if (client !== undefined && !isClient(client)) return undefined;
   return {
@@ -145,6 +145,10 @@ function sessionFrom(value: Json, version: number, expiresAt: number, usedAt: nu
     ...(siblings !== undefined && { siblings }),
     ...(client !== undefined && { client }),
   };
+}
+
+function isTime(value: Json | undefined): value is number {
+  return Number.isFinite(value);
 }
 
 function isClient(value: Json): value is { readonly address: string; readonly userAgent: string } {
