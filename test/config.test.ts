@@ -135,8 +135,7 @@ observe: { log: { level: loud }, traces: { ratio: 2 } }
 });
 
 t.test("keys of later versions are named as such, not as mistakes", async (t) => {
-  const text =
-    "workers: auto\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
+  const text = "workers: auto\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
   t.same(problemsOf(text), [
     "routes[0].upstream.balance: not supported by this version",
     "workers: not supported by this version",

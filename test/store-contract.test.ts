@@ -9,6 +9,8 @@ import { deriveKey, seal } from "../src/store/encryption.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { RedisStore } from "../src/store/redis.ts";
 import { SqliteStore } from "../src/store/sqlite.ts";
+import { startCluster } from "./support/redis-cluster.ts";
+import { startSentinel } from "./support/redis-sentinel.ts";
 import { startRedis, type Teardown, temporaryFolder } from "./support/servers.ts";
 
 const ABSOLUTE_TIMEOUT_MS = 12 * 3_600_000;
@@ -19,6 +21,8 @@ const ENCRYPTION_KEY = "a key for sessions at rest, forty letters";
 const plainJson = new SessionCodec({ codec: "json", encryptionKeys: [] });
 
 const redis = await startRedis(t);
+const [cluster, sentinel] = await Promise.all([startCluster(t), startSentinel(t)]);
+const topologies = { redis: redis.url, cluster: cluster.url, sentinel: sentinel.url };
 
 const stores: Record<string, MakeStore> = {
   memory: async (_t, now) => new MemoryStore(now),
@@ -30,8 +34,12 @@ for (const format of ["json", "msgpack"] as const) {
     const name = `${format}, ${encryptionKeys.length === 0 ? "plain" : "encrypted"}`;
     stores[`sqlite in a file (${name})`] = async (t, now) =>
       new SqliteStore(join(await temporaryFolder(t), "sessions.db"), { codec, now });
-    stores[`redis (${name})`] = async (_t, now) =>
-      connected(new RedisStore(redis.url, { codec, now, absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }));
+    for (const [topology, url] of Object.entries(topologies)) {
+      for (const layout of ["blob", "fields"] as const) {
+        stores[`${topology} (${name}, ${layout})`] = async (_t, now) =>
+          connected(new RedisStore(url, { codec, layout, now, absoluteTimeoutMs: ABSOLUTE_TIMEOUT_MS }));
+      }
+    }
   }
 }
 

@@ -59,7 +59,7 @@ const PARAMETERS = new Set([
 ]);
 
 const SHAPE =
-  /^(redis|rediss)(?:\+(sentinel|cluster))?:\/\/(?:(?<credentials>[^@/?#]*)@)?(?<hosts>[^@/?#]+)(?:\/(?<path>[^?#]*))?(?:\?(?<query>[^#]*))?$/;
+  /^(redis|rediss)(?:\+(sentinel|cluster))?:\/\/(?:(?<credentials>[^@/?#]*)@)?(?<hosts>[^@/?#]+)(?:\/(?<path>[^@?#]*))?(?:\?(?<query>[^#]*))?$/;
 
 /**
  * Reads `redis://user:password@host:port/db`, `redis+sentinel://user:password@h1:26379,h2:26379/mymaster/db` or

@@ -6,7 +6,8 @@ import { deriveKey, type EncryptionKey, seal, unseal } from "./encryption.ts";
 
 /** The first octet of a payload. Those below `FIRST_NO_FORMAT` that are not here belong to later versions. */
 const FORMAT = { json: 1, msgpack: 2, encrypted: 3 } as const;
-const FIRST_NO_FORMAT = 0x20;
+export const FIRST_NO_FORMAT = 0x20;
+export const NEWEST_FORMAT = FORMAT.encrypted;
 const JSON_PREFIX = String.fromCharCode(FORMAT.json);
 
 export interface SessionCodecOptions {

@@ -1,3 +1,4 @@
+import { FIRST_NO_FORMAT, NEWEST_FORMAT } from "./codec.ts";
 import { CHANGES_CHANNEL } from "./redis-feed.ts";
 
 /** A hash per session, and a sorted set of session keys per user. */
@@ -11,6 +12,10 @@ const SESSION_KEY = `string.sub(KEYS[1], ${SESSION_PREFIX.length + 1})`;
 
 /** A user who may not publish may still write: the others then hear of it from Redis alone. */
 const tell = (what: string) => `redis.pcall('PUBLISH', '${CHANGES_CHANNEL}', ${what})`;
+
+/** A payload in a format of a later version is left alone; see `SessionCodec`. */
+const isNewer = (payload: string) =>
+  `(${payload} and #${payload} > 0 and string.byte(${payload}) > ${NEWEST_FORMAT} and string.byte(${payload}) < ${FIRST_NO_FORMAT})`;
 
 /**
  * Each write is one script on one key: it happens whole or not at all, and leaves no key without a TTL at any instant,
@@ -31,8 +36,8 @@ export const SCRIPTS = {
    * and values of further fields. Attributes that had a field and are not among them go.
    */
   commitSession: `
-    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u', 'l')
-    if not now[1] or not now[2] or tonumber(now[2]) <= tonumber(ARGV[4]) then return -1 end
+    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u', 'l', 'd')
+    if not now[1] or not now[2] or tonumber(now[2]) <= tonumber(ARGV[4]) or ${isNewer("now[5]")} then return -1 end
     if now[1] ~= ARGV[1] or now[3] ~= ARGV[3] then return 0 end
     if now[4] then
       local stay = {}
@@ -54,8 +59,8 @@ export const SCRIPTS = {
    * @returns -2 when the session has no fields for attributes.
    */
   changeSession: `
-    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u', 'l')
-    if not now[1] or not now[2] or tonumber(now[2]) <= tonumber(ARGV[4]) then return -1 end
+    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u', 'l', 'd')
+    if not now[1] or not now[2] or tonumber(now[2]) <= tonumber(ARGV[4]) or ${isNewer("now[5]")} then return -1 end
     if now[1] ~= ARGV[1] or now[3] ~= ARGV[3] then return 0 end
     if not now[4] then return -2 end
     local removed = tonumber(ARGV[5])
@@ -65,8 +70,8 @@ export const SCRIPTS = {
     return 1`,
   /** ARGV: expiry, now, end of the key. Not published: that a session lives longer makes no copy of it wrong. */
   touchSession: `
-    local e = redis.call('HGET', KEYS[1], 'e')
-    if not e or tonumber(e) <= tonumber(ARGV[2]) then return 0 end
+    local now = redis.call('HMGET', KEYS[1], 'e', 'd')
+    if not now[1] or tonumber(now[1]) <= tonumber(ARGV[2]) or ${isNewer("now[2]")} then return 0 end
     redis.call('HSET', KEYS[1], 'e', ARGV[1], 't', ARGV[2])
     redis.call('PEXPIREAT', KEYS[1], ARGV[3])
     return 1`,
