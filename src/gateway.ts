@@ -202,7 +202,7 @@ function watchedCache(
 ): NearCache | undefined {
   if (store.watch === undefined || cache.maxBytes === 0) return undefined;
   const nearCache = new NearCache({ ...cache, store, now, observer: observer.cacheObserver() });
-  observer.metrics.watchCache(() => nearCache);
+  observer.metrics.watchCache(nearCache);
   store.watch(nearCache);
   return nearCache;
 }

@@ -5,6 +5,11 @@ import { FEED_STATES, type FeedState, type StoreFailure } from "../core/store.ts
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 
+export interface CacheSize {
+  readonly entries: number;
+  readonly bytes: number;
+}
+
 /**
  * The registry, filled from exchanges. It is always OpenMetrics: prom-client loses the `_total` of counters when the
  * format changes from scrape to scrape. Label values are routes, methods, statuses and words of ours: nothing that a
@@ -33,6 +38,7 @@ export class Metrics {
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
+  #cache: CacheSize = { entries: 0, bytes: 0 };
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
 
   constructor(build: { readonly version: string; readonly nodeVersion: string }) {
@@ -45,6 +51,13 @@ export class Metrics {
           if (value !== undefined) this.set({ http_request_method: method, url_scheme: scheme }, value);
         }
       }
+    });
+    const cache = () => this.#cache;
+    this.#gauge("coatcheck_session_cache_entries", function collect(this: Gauge) {
+      this.set(cache().entries);
+    });
+    this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
+      this.set(cache().bytes);
     });
     collectDefaultMetrics({ register: this.#registry });
   }
@@ -134,14 +147,9 @@ export class Metrics {
     this.#storeResting.set(servers);
   }
 
-  /** @param look asked at each scrape. */
-  watchCache(look: () => { readonly entries: number; readonly bytes: number }): void {
-    this.#gauge("coatcheck_session_cache_entries", function collect(this: Gauge) {
-      this.set(look().entries);
-    });
-    this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
-      this.set(look().bytes);
-    });
+  /** @param cache asked at each scrape. */
+  watchCache(cache: CacheSize): void {
+    this.#cache = cache;
   }
 
   cacheEvicted(): void {
