@@ -97,13 +97,16 @@ export class Observer {
 
   /** What the near cache tells, in the shape that it asks for. */
   cacheObserver() {
+    let before: FeedState | undefined;
     return {
       evicted: () => this.metrics.cacheEvicted(),
       invalidated: () => this.metrics.cacheInvalidated(),
       feed: (state: FeedState) => {
         this.metrics.changeFeed(state);
         const [level, text] = FEED_MESSAGES[state];
-        this.log.event(level, "store.feed", text, { feed: state });
+        // It begins like that: nothing has been lost.
+        if (before !== undefined || state !== "lost") this.log.event(level, "store.feed", text, { feed: state });
+        before = state;
       },
       changeDelay: (by: string, ms: number) => this.metrics.changeDelay(by, ms / 1000),
       revocationDelay: (ms: number) => this.metrics.revocationDelay(ms / 1000),

@@ -17,8 +17,6 @@ const ECHO_TIMEOUT_MS = 500;
 /** Names tried to find one whose slot a node owns: a node with one slot of 16,384 is found too, almost always. */
 const MAX_NAMES_TRIED = 100_000;
 
-type Message = string | readonly string[] | null;
-
 /** One of the ways in which Redis tells of changes. */
 interface Ear {
   readonly kind: "tracking" | "messages";
@@ -29,7 +27,7 @@ interface Ear {
   subscribe(echoName: string): Promise<unknown>;
   /** Makes something happen that this connection has to be told of. */
   shout(echoName: string): Promise<unknown>;
-  hear(channel: string, message: Message): void;
+  hear(channel: string, message: string): void;
 }
 
 /**
@@ -64,10 +62,9 @@ class FeedConnection {
       this.#subscribed = false;
       this.#stop("lost");
     });
-    redis.on("message", (channel: string, message: Message) => {
+    redis.on("message", (channel: string, message: string) => {
       const echo = this.#echo;
-      if (echo !== undefined && (channel === echo.name || (Array.isArray(message) && message.includes(echo.name))))
-        echo.heard();
+      if (echo !== undefined && (channel === echo.name || namesIn(message).includes(echo.name))) echo.heard();
       ear.hear(channel, message);
     });
   }
@@ -274,18 +271,17 @@ export class RedisFeed {
       subscribe: (echoName) => redis.subscribe(CHANGES_CHANNEL, echoName),
       shout: (echoName) => this.#link.client.publish(echoName, ""),
       hear: (channel, message) => {
-        if (channel === CHANGES_CHANNEL && typeof message === "string") this.#published(message);
+        if (channel === CHANGES_CHANNEL) this.#published(message);
       },
     };
   }
 
-  /** @param message the keys that were written; `null`: all, by FLUSHALL. ioredis gives an empty text for it. */
-  #invalidated(message: Message): void {
-    if (message === null || message === "") this.#listener.changedAll();
-    else
-      for (const name of typeof message === "string" ? [message] : message) {
-        if (name.startsWith(this.#sessionPrefix)) this.#listener.changed(name.slice(this.#sessionPrefix.length));
-      }
+  /** @param message names of keys; empty when all were written, by FLUSHALL. */
+  #invalidated(message: string): void {
+    if (message === "") this.#listener.changedAll();
+    for (const name of namesIn(message)) {
+      if (name.startsWith(this.#sessionPrefix)) this.#listener.changed(name.slice(this.#sessionPrefix.length));
+    }
   }
 
   #published(message: string): void {
@@ -318,3 +314,8 @@ const LISTENING = {
   enableAutoPipelining: false,
   enableOfflineQueue: false,
 } as const;
+
+/** The keys of an invalidation. ioredis puts commas between them; the names of sessions and echoes hold none. */
+function namesIn(message: string): readonly string[] {
+  return message.split(",");
+}
