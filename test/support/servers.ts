@@ -104,7 +104,7 @@ export interface RunningGateway {
 export interface GatewaySettings {
   readonly upstream?: string;
   readonly routes?: readonly unknown[];
-  readonly store?: string;
+  readonly store?: string | { readonly primary: string; readonly fallback: string };
   readonly [key: string]: unknown;
 }
 
