@@ -227,6 +227,32 @@ t.test("how sessions are stored: JSON in the open by default; keys are long, or 
   ]);
 });
 
+t.test("a store with one to fall back to", async (t) => {
+  const store = { primary: "redis://user:hunter2@h/0", fallback: "sqlite:./sessions.db" };
+  const { settings, config } = loadConfigText(`store: ${JSON.stringify(store)}\n${MINIMAL}`, {});
+  t.same(config.store, store);
+  t.same(maskSettings(settings).store, { ...store, primary: "redis://user:***@h/0" });
+  const wrong: [string, RegExp[]][] = [
+    ["{ primary: 'redis://h' }", [/^store\.fallback: /]],
+    ["{ primary: 'redis://h', fallback: 'redis://h' }", [/^store\.fallback: must be another store than primary$/]],
+    [
+      "{ primary: 'memory:x', fallback: 'mysql://u:hunter2@h' }",
+      [/^store\.primary: must be memory: alone/, /^store\.fallback: ".+" is not a URL/],
+    ],
+    [
+      "{ primary: 'redis://h', fallbak: 'memory:' }",
+      [/^store\.fallback: /, /^store\.fallbak: unknown key; did you mean "fallback"\?$/],
+    ],
+    ["[redis://h]", [/^store: must be a URL, or \{ primary: URL, fallback: URL \}$/]],
+  ];
+  for (const [text, expected] of wrong) {
+    const problems = problemsOf(`store: ${text}\n${MINIMAL}`);
+    t.match(problems, expected, text);
+    t.equal(problems.length, expected.length, text);
+    t.notMatch(problems.join(), "hunter2");
+  }
+});
+
 t.test("problems never show a secret", async (t) => {
   const problems = problemsOf(
     `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] }, encryptionKeys: [hunter2] }\nadmin: { token: hunter2 }\n${MINIMAL}`,
