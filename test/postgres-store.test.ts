@@ -1,6 +1,7 @@
 /** The example store keeps the contract on a real PostgreSQL server, and tells the truth when that server is gone. */
+import { readFile, symlink } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
-import { fileURLToPath } from "node:url";
+import { join } from "node:path";
 import pg from "pg";
 import t from "tap";
 import { ProxyError } from "../src/core/errors.ts";
@@ -10,9 +11,10 @@ import { storeContract } from "../src/store/contract.ts";
 import { openStore } from "../src/store/open.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
 import { startPostgres } from "./support/postgres.ts";
+import { filesIn, projectFolder, ROOT, runNodeTests } from "./support/project.ts";
 import { startApp, startGateway, startTcp, type Teardown } from "./support/servers.ts";
 
-const EXAMPLE = fileURLToPath(new URL("../examples/postgres-store/postgres-store.ts", import.meta.url));
+const EXAMPLE = join(ROOT, "examples/postgres-store/postgres-store.ts");
 const HOUR_MS = 3_600_000;
 /** What a request may take when the store does not answer: its own timeout, and the time to notice on a busy machine. */
 const OUTAGE_MS = 4_500;
@@ -107,6 +109,14 @@ t.test("it keeps the store contract", async (t) => {
       await run({ store, now: () => now, advance });
     });
   }
+});
+
+t.test("the test file of the example's README works as it is", async (t) => {
+  const files = filesIn("examples/postgres-store/README.md");
+  const folder = await projectFolder(t, { ...files, "postgres-store.ts": await readFile(EXAMPLE, "utf8") });
+  await symlink(join(ROOT, "node_modules/pg"), join(folder, "node_modules/pg"));
+  const report = runNodeTests(folder, "postgres-store.test.js", { DATABASE_URL: postgres.url });
+  t.match(report, `# pass ${storeContract.length}\n# fail 0\n`);
 });
 
 t.test("a role that may only read and write rows is enough once the table is there", async (t) => {
