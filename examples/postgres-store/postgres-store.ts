@@ -1,5 +1,5 @@
 /**
- * Coatcheck sessions in PostgreSQL 12 or later, with the `pg` driver: `store: module:./postgres-store.ts`.
+ * Coatcheck sessions in PostgreSQL, with the `pg` driver: `store: module:./postgres-store.ts`.
  * It needs nothing but this file and `npm install pg`; README.md tells the rest.
  */
 import { randomUUID } from "node:crypto";

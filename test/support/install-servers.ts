@@ -5,7 +5,7 @@ import { postgresProgram } from "./postgres.ts";
 /** Debian's packages, and how to see that one is there. */
 const SERVERS = {
   "redis-server": { version: "7", isThere: () => runs("redis-server") },
-  postgresql: { version: "12", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
+  postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
 
 function runs(program: string): boolean {
