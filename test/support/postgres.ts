@@ -45,6 +45,9 @@ export async function startPostgres(t: Teardown): Promise<PostgresServer> {
   const url = `postgres://postgres@127.0.0.1:${port}/postgres`;
   const settings = { fsync: "off", listen_addresses: "127.0.0.1", unix_socket_directories: "", shared_buffers: "16MB" };
   const args = ["-D", data, "-p", String(port), ...Object.entries(settings).flatMap(([k, v]) => ["-c", `${k}=${v}`])];
+  // The kernel ends it with the test, whatever ends the test.
+  const bound = user.uid === undefined ? [] : ["setpriv", "--pdeathsig", "KILL"];
+  const [program = "", ...rest] = [...bound, postgresProgram("postgres"), ...args];
   let child: ChildProcess | undefined;
   const runs = () => child !== undefined && child.exitCode === null && child.signalCode === null;
   const end = async (signal: NodeJS.Signals) => {
@@ -59,7 +62,7 @@ export async function startPostgres(t: Teardown): Promise<PostgresServer> {
     start: async () => {
       do {
         // After a crash it refuses to start until the last process of the old one has noticed.
-        if (!runs()) child = spawn(postgresProgram("postgres"), args, { ...user, cwd: folder, stdio: "ignore" });
+        if (!runs()) child = spawn(program, rest, { ...user, cwd: folder, stdio: "ignore" });
         await new Promise((resolve) => setTimeout(resolve, 20));
       } while (!(await answers(url)));
     },
