@@ -13,9 +13,11 @@ import { InstrumentedStore } from "./observe/instrumented-store.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import { Observer } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
+import { createSessionAdministration } from "./session/administration.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import { Toucher } from "./session/touch.ts";
-import { openStore } from "./store/open.ts";
+import { type OpenStoreOptions, openStore } from "./store/open.ts";
+import { probeStore } from "./store/probe.ts";
 import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 
@@ -30,6 +32,11 @@ export interface GatewayOptions {
 
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
+
+/** What a store has to know of the configuration, whoever opens it. */
+export function storeOptions({ session }: Config, now: () => number): OpenStoreOptions {
+  return { now, absoluteTimeoutMs: session.absoluteTimeoutMs };
+}
 
 /** The composition root: builds what the way of a request needs, and the two listeners. */
 export class Gateway {
@@ -78,6 +85,14 @@ export class Gateway {
       version: VERSION,
       isDraining: gate.isDraining,
       checkStore: () => store.check(),
+      probeStore: () => probeStore(store, now),
+      sessions: createSessionAdministration({
+        store,
+        onRevoked: (handle, scope) => {
+          observer.metrics.sessionEvent("revoked");
+          observer.log.event("info", "session.revoked", "session revoked", { handle, scope });
+        },
+      }),
     });
     this.#serverConnections = new Connections(this.#server);
     this.#adminConnections = new Connections(this.#admin);
@@ -95,8 +110,7 @@ export class Gateway {
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
     });
-    const store =
-      options.store ?? (await openStore(config.store, { now, absoluteTimeoutMs: config.session.absoluteTimeoutMs }));
+    const store = options.store ?? (await openStore(config.store, storeOptions(config, now)));
     let up: boolean | undefined;
     const watched = new InstrumentedStore(store, observer.metrics, (answered) => {
       if (answered === up) return;

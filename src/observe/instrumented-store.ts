@@ -9,12 +9,16 @@ import type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreInspection,
 } from "../core/store.ts";
 import type { Metrics } from "./metrics.ts";
 
 /** Counts and times every operation of a store, in one place for all of them. */
 export class InstrumentedStore implements SessionStore {
   readonly kind: string;
+  /** Absent where the store has none: that is how it says so. */
+  readonly watch?: NonNullable<SessionStore["watch"]>;
+  readonly inspect?: () => MaybePromise<StoreInspection>;
   readonly #store: SessionStore;
   readonly #metrics: Metrics;
   readonly #onAnswer: (up: boolean) => void;
@@ -25,6 +29,9 @@ export class InstrumentedStore implements SessionStore {
     this.#store = store;
     this.#metrics = metrics;
     this.#onAnswer = onAnswer;
+    const { watch, inspect } = store;
+    if (watch !== undefined) this.watch = watch.bind(store);
+    if (inspect !== undefined) this.inspect = () => this.#measure("inspect", ok, inspect.bind(store));
   }
 
   /** Every request comes through here, so it is written out, without the closures of `#measure`. */
