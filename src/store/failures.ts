@@ -65,6 +65,8 @@ function codesOf(error: Error & { code?: unknown; errcode?: unknown }): string[]
   // The low octet is the result code; the others refine it.
   if (typeof error.errcode === "number") codes.push(SQLITE_CODES[error.errcode & 0xff] ?? "");
   const [replyCode] = /^[A-Z]{3,}(?= )/.exec(error.message) ?? [];
-  if (replyCode !== undefined) codes.push(replyCode);
+  // Inside a script, Redis 7.0 and 7.2 say in words of their own what is NOPERM outside.
+  if (/^ERR (The user executing the script can't run|ACL failure in script)/.test(error.message)) codes.push("NOPERM");
+  else if (replyCode !== undefined) codes.push(replyCode);
   return codes;
 }
