@@ -1,13 +1,11 @@
-import { parseArgs } from "node:util";
-import { stringify } from "yaml";
+import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./cli-arguments.ts";
+import { check } from "./cli-check.ts";
+import { runSessions } from "./cli-sessions.ts";
 import type { Config } from "./config/compile.ts";
 import { MIN_SECRET_LENGTH } from "./config/fields.ts";
-import { type Environment, loadConfig, loadConfigFile, maskSettings } from "./config/load.ts";
-import { ConfigError } from "./config/problems.ts";
-import type { Settings } from "./config/schema.ts";
+import { type Environment, loadConfig, loadConfigFile } from "./config/load.ts";
 import { startDemo } from "./demo.ts";
 import { Gateway } from "./gateway.ts";
-import { ListenError } from "./listening.ts";
 import { VERSION } from "./version.ts";
 
 const USAGE = `coatcheck ${VERSION} — session reverse proxy
@@ -16,6 +14,8 @@ Usage:
   coatcheck [serve] --config FILE        serve what the file describes
   coatcheck [serve] --upstream URL       serve one application, without a file
   coatcheck check --config FILE          check the file, print the effective configuration
+  coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
+  coatcheck sessions --help              list, look at, end and migrate sessions
   coatcheck demo                         an example application behind a gateway, to try things out
   coatcheck --help | --version
 
@@ -30,17 +30,12 @@ Options:
 Environment:
   COATCHECK_SECRET      with --upstream: signs the session cookie; at least ${MIN_SECRET_LENGTH} characters.
                         Without it every restart ends all sessions.
+  COATCHECK_ADMIN_TOKEN with sessions: the token of the admin listener
   REDIS_URL             with demo: keep sessions in this Redis instead of SQLite
   OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables: where traces go; nowhere by default
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
-
-/** How a command failed: the exit status. */
-const FAILED = 1;
-const WRONG_USAGE = 2;
-
-class UsageError extends Error {}
 
 /** Runs a command to its end. @returns the exit status. */
 export async function run(args: readonly string[], environment: Environment): Promise<number> {
@@ -51,17 +46,17 @@ export async function run(args: readonly string[], environment: Environment): Pr
       process.stderr.write(`coatcheck: ${error.message}\nTry: coatcheck --help\n`);
       return WRONG_USAGE;
     }
-    if (error instanceof ConfigError || error instanceof ListenError) {
-      process.stderr.write(`coatcheck: ${error.message}\n`);
-      return FAILED;
-    }
     process.stderr.write(`coatcheck: ${error instanceof Error ? error.message : String(error)}\n`);
     return FAILED;
   }
 }
 
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
-  const { values, positionals } = parse(args);
+  const [first, ...others] = args;
+  if (first === "sessions") return runSessions(others, environment);
+  if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
+    return check(others, environment);
+  const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
   if (values.version) return print(`${VERSION}\n`);
   const [command = "serve", ...rest] = positionals;
@@ -73,10 +68,8 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       await gateway.listen();
       return untilSignal(() => gateway.close());
     }
-    case "check": {
-      if (values.config === undefined) throw new UsageError("check needs --config FILE");
-      return print(stringify(maskSettings(load(values, environment).settings)));
-    }
+    case "check":
+      return check(values.config === undefined ? [] : ["--config", values.config], environment);
     case "demo": {
       const demo = await startDemo({
         environment,
@@ -88,34 +81,24 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       return untilSignal(() => demo.close());
     }
     default:
-      throw new UsageError(`unknown command "${command}"; known: serve, check, demo`);
+      throw new UsageError(`unknown command "${command}"; known: serve, check, demo, sessions`);
   }
 }
 
-function parse(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        config: { type: "string", short: "c" },
-        upstream: { type: "string", short: "u" },
-        write: { type: "string" },
-        store: { type: "string" },
-        port: { type: "string" },
-        "admin-port": { type: "string" },
-        help: { type: "boolean", short: "h" },
-        version: { type: "boolean", short: "v" },
-      },
-    });
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error));
-  }
-}
+const OPTIONS = {
+  config: { type: "string", short: "c" },
+  upstream: { type: "string", short: "u" },
+  write: { type: "string" },
+  store: { type: "string" },
+  port: { type: "string" },
+  "admin-port": { type: "string" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean", short: "v" },
+} as const;
 
-type Options = ReturnType<typeof parse>["values"];
+type Options = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
-function load(options: Options, environment: Environment): { settings: Settings; config: Config } {
+function load(options: Options, environment: Environment): { config: Config } {
   const { config, upstream, write, store, port } = options;
   if (config !== undefined) {
     for (const name of ["upstream", "write", "store", "port", "admin-port"] as const) {
@@ -168,9 +151,4 @@ function untilSignal(close: () => Promise<void>): Promise<number> {
     process.on("SIGTERM", end);
     process.on("SIGINT", end);
   });
-}
-
-function print(text: string): number {
-  process.stdout.write(text);
-  return 0;
 }

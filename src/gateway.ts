@@ -12,6 +12,7 @@ import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import { Observer } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
+import { createSessionAdministration } from "./session/administration.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import { NearCache } from "./session/near-cache.ts";
 import { StoreLookup } from "./session/resolver.ts";
@@ -19,6 +20,7 @@ import { Toucher } from "./session/touch.ts";
 import { SessionCodec } from "./store/codec.ts";
 import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
+import { probeStore } from "./store/probe.ts";
 import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 
@@ -89,6 +91,14 @@ export class Gateway {
       version: VERSION,
       isDraining: gate.isDraining,
       checkStore: () => store.check(),
+      probeStore: () => probeStore(store, now),
+      sessions: createSessionAdministration({
+        store,
+        onRevoked: (handle, scope) => {
+          observer.metrics.sessionEvent("revoked");
+          observer.log.event("info", "session.revoked", "session revoked", { handle, scope });
+        },
+      }),
     });
     this.#serverConnections = new Connections(this.#server);
     this.#adminConnections = new Connections(this.#admin);
@@ -108,7 +118,7 @@ export class Gateway {
     });
     const store = options.store
       ? new GuardedStore(options.store)
-      : await openStore(config.store, { ...storeOptions(config), now, observer: observer.storeObserver() });
+      : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
     return new Gateway(config, observer, store, now);
   }
 
@@ -183,10 +193,10 @@ export class Gateway {
   }
 }
 
-/** How the configuration wants sessions to be stored; for everything that opens a store. */
-export function storeOptions({ session }: Config): OpenStoreOptions {
+/** What a store has to know of the configuration, whoever opens it. */
+export function storeOptions({ session }: Config, now: () => number): OpenStoreOptions {
   return {
-    now: Date.now,
+    now,
     absoluteTimeoutMs: session.absoluteTimeoutMs,
     codec: new SessionCodec(session),
     layout: session.layout,

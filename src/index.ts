@@ -26,6 +26,8 @@ export type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreFact,
+  StoreInspection,
 } from "./core/store.ts";
 export { Gateway, type GatewayOptions } from "./gateway.ts";
 export { ListenError } from "./listening.ts";

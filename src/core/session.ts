@@ -34,6 +34,7 @@ export interface SessionClient {
 }
 
 export const MAX_USER_AGENT_LENGTH = 256;
+export const MAX_USER_ID_LENGTH = 256;
 
 /** One session as a store keeps it. All times are milliseconds since the epoch. */
 export interface Session {

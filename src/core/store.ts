@@ -23,6 +23,20 @@ export interface StoreCheck {
   readonly detail: string;
 }
 
+/** What a store knows about itself that an operator should know too. */
+export interface StoreInspection {
+  /** In the order in which they are shown: a name such as `journal mode`, and its value as people write it. */
+  readonly facts: readonly StoreFact[];
+  /** Sentences: what endangers sessions, and what to do about it. */
+  readonly warnings: readonly string[];
+}
+
+export interface StoreFact {
+  readonly name: string;
+  /** Never a session, a key or a password. */
+  readonly value: string;
+}
+
 export interface ScanOptions {
   /** Only keys that begin like this: a handle finds its session. */
   readonly prefix?: string;
@@ -117,6 +131,8 @@ export interface SessionStore {
   watch?(listener: ChangeListener): void;
   /** Asks the store whether it would serve; answers, and does not throw, when it would not. */
   check(): MaybePromise<StoreCheck>;
+  /** Looks at the server or file itself: version, settings, size. For `coatcheck check --store`, not for every minute. */
+  inspect?(): MaybePromise<StoreInspection>;
   close(): MaybePromise<void>;
 
   /** One attribute; `undefined` when the session or the attribute is not there. */

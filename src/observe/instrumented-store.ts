@@ -2,7 +2,6 @@ import type { Json } from "../core/json.ts";
 import type { AttributeChanges, FindResult, Session, SessionData, SessionKey } from "../core/session.ts";
 import type {
   AttributeResult,
-  ChangeListener,
   CommitOutcome,
   MaybePromise,
   ScanOptions,
@@ -10,17 +9,20 @@ import type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreInspection,
 } from "../core/store.ts";
 import type { Metrics } from "./metrics.ts";
 
 /** Counts and times every operation of a store, in one place for all of them. */
 export class InstrumentedStore implements SessionStore {
   readonly kind: string;
+  /** Absent where the store has none: that is how it says so. */
+  readonly watch?: NonNullable<SessionStore["watch"]>;
+  readonly inspect?: () => MaybePromise<StoreInspection>;
   readonly #store: SessionStore;
   readonly #metrics: Metrics;
   readonly #onAnswer: (up: boolean) => void;
   readonly #onWritten: (key: SessionKey) => void;
-  readonly watch?: (listener: ChangeListener) => void;
 
   /**
    * @param onAnswer told after each operation whether the store answered.
@@ -34,10 +36,12 @@ export class InstrumentedStore implements SessionStore {
   ) {
     this.kind = store.kind;
     this.#onWritten = onWritten;
-    if (store.watch !== undefined) this.watch = (listener) => store.watch?.(listener);
     this.#store = store;
     this.#metrics = metrics;
     this.#onAnswer = onAnswer;
+    const { watch, inspect } = store;
+    if (watch !== undefined) this.watch = watch.bind(store);
+    if (inspect !== undefined) this.inspect = () => this.#measure("inspect", ok, inspect.bind(store));
   }
 
   /** Every request comes through here, so it is written out, without the closures of `#measure`. */

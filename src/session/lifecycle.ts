@@ -231,14 +231,26 @@ async function endSession(
   return cookie.clear();
 }
 
+export interface DestroyOptions {
+  /** This one stays. */
+  readonly except?: SessionKey | undefined;
+  /** Told of each session that was there, as soon as it is gone: what comes after may fail. */
+  readonly onDestroyed?: (key: SessionKey) => void;
+}
+
 /** During the overlap of a rotation a visitor has several ids; a logout with any of them ends all. */
-async function destroyWithSiblings(store: SessionStore, key: SessionKey): Promise<void> {
+export async function destroyWithSiblings(
+  store: SessionStore,
+  key: SessionKey,
+  { except, onDestroyed }: DestroyOptions = {},
+): Promise<void> {
   const keys = new Set([key]);
   // The set grows while it is walked, to the siblings of siblings.
   for (const each of keys) {
+    if (each === except) continue;
     const found = await store.find(each);
     if (found.outcome === "hit") for (const sibling of found.session.siblings ?? []) keys.add(sibling);
-    await store.destroy(each);
+    if ((await store.destroy(each)) === "destroyed" && found.outcome !== "expired") onDestroyed?.(each);
     if (keys.size > MAX_ENDED_TOGETHER) return;
   }
 }

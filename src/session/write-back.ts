@@ -1,10 +1,9 @@
 import type { WriteBackCommand } from "../core/exchange.ts";
 import { isJsonObject, type Json, type JsonObject } from "../core/json.ts";
-import type { AttributeChanges, SessionUser } from "../core/session.ts";
+import { type AttributeChanges, MAX_USER_ID_LENGTH, type SessionUser } from "../core/session.ts";
 
 /** All write-back headers of one response together, in octets. */
 export const MAX_WRITE_BACK_BYTES = 8 * 1024;
-const MAX_USER_ID_LENGTH = 256;
 const MAX_ROLES = 256;
 /** Session attributes in one session; a name is at most this long too. */
 const MAX_ATTRIBUTE_NAME_LENGTH = 128;

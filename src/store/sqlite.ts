@@ -10,7 +10,15 @@ import {
   type SessionKey,
   UNKNOWN,
 } from "../core/session.ts";
-import type { CommitOutcome, ScanOptions, ScanPage, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
+import type {
+  CommitOutcome,
+  ScanOptions,
+  ScanPage,
+  SessionEntry,
+  SessionStore,
+  StoreCheck,
+  StoreInspection,
+} from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 import type { SessionCodec } from "./codec.ts";
 
@@ -18,6 +26,8 @@ const SWEEP_INTERVAL_MS = 30_000;
 /** Rows deleted at a time: a sweep must not hold up requests. */
 const SWEEP_ROWS = 500;
 const MAX_LISTED = 1000;
+/** Free space below this is nothing to speak of. */
+const MUCH_FREE_BYTES = 16 * 1024 * 1024;
 /** How long a writer waits for another process that is writing. Everything here runs on the event loop. */
 const BUSY_TIMEOUT_MS = 250;
 
@@ -141,6 +151,39 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     } catch (error) {
       return { ok: false, detail: error instanceof Error ? error.message : String(error) };
     }
+  }
+
+  /** Free pages are space that deleted sessions left behind; SQLite uses it again, and never gives it back by itself. */
+  inspect(): StoreInspection {
+    const pragma = (name: string): number | string =>
+      this.#answer(() => Object.values(this.#database.prepare(`PRAGMA ${name}`).get() ?? {})[0] as number | string);
+    const journalMode = String(pragma("journal_mode"));
+    const pageBytes = Number(pragma("page_size"));
+    const fileBytes = pageBytes * Number(pragma("page_count"));
+    const freePages = Number(pragma("freelist_count"));
+    const [sessions] = this.#answer(() => this.#statements.count.get()) as unknown as [number];
+    const warnings: string[] = [];
+    if (journalMode !== "wal" && journalMode !== "memory")
+      warnings.push(
+        `the journal mode is ${journalMode}, so that readers and writers wait for each other: the file system does not support WAL; move the file to a local disk`,
+      );
+    if (freePages * pageBytes > Math.max(MUCH_FREE_BYTES, fileBytes / 2))
+      warnings.push(
+        "more than half of the file is free space: stop the gateway and run VACUUM if the disk space is wanted back",
+      );
+    return {
+      facts: [
+        {
+          name: "SQLite version",
+          value: String(this.#answer(() => this.#database.prepare("SELECT sqlite_version() AS v").get()?.v)),
+        },
+        { name: "sessions", value: `${sessions}, expired ones that are not swept yet included` },
+        { name: "file size", value: `${(fileBytes / 1024).toFixed(0)} KiB` },
+        { name: "free pages", value: `${freePages} of ${fileBytes / pageBytes}` },
+        { name: "journal mode", value: journalMode },
+      ],
+      warnings,
+    };
   }
 
   close(): void {

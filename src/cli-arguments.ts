@@ -1,0 +1,29 @@
+import { type ParseArgsConfig, parseArgs } from "node:util";
+
+/** What the commands of the command line share. */
+
+/** Exit statuses of a command that did not succeed. */
+export const FAILED = 1;
+export const WRONG_USAGE = 2;
+
+/** The command line makes no sense; the message says what would. */
+export class UsageError extends Error {}
+
+/** A command could not do its work; the message is for the person at the terminal. */
+export class CommandError extends Error {}
+
+type Options = NonNullable<ParseArgsConfig["options"]>;
+
+/** @throws UsageError for what is not an option. */
+export function parse<const T extends Options>(args: readonly string[], options: T) {
+  try {
+    return parseArgs({ args: [...args], allowPositionals: true, options });
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error));
+  }
+}
+
+export function print(text: string): number {
+  process.stdout.write(text);
+  return 0;
+}

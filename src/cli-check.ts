@@ -1,0 +1,64 @@
+import { stringify } from "yaml";
+import { CommandError, FAILED, parse, print, UsageError } from "./cli-arguments.ts";
+import { table } from "./cli-text.ts";
+import type { Config } from "./config/compile.ts";
+import { maskUrl } from "./config/fields.ts";
+import { type Environment, loadConfigFile, maskSettings } from "./config/load.ts";
+import type { StoreReport } from "./core/administration.ts";
+import type { SessionStore } from "./core/store.ts";
+import { storeOptions } from "./gateway.ts";
+import { explain } from "./store/failures.ts";
+import { openStore } from "./store/open.ts";
+import { probeStore } from "./store/probe.ts";
+
+/** `coatcheck check`: the configuration, and on demand the store. */
+export async function check(args: readonly string[], environment: Environment): Promise<number> {
+  const { values, positionals } = parse(args, {
+    config: { type: "string", short: "c" },
+    store: { type: "boolean" },
+  });
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
+  if (values.config === undefined) throw new UsageError("check needs --config FILE");
+  const { settings, config } = loadConfigFile(values.config, environment);
+  if (!values.store) return print(stringify(maskSettings(settings)));
+  const store = await openConfigured(config.store, config);
+  try {
+    const report = await probeStore(store, Date.now);
+    print(renderReport(report, maskUrl(config.store)));
+    return report.ok ? 0 : FAILED;
+  } finally {
+    await store.close();
+  }
+}
+
+/**
+ * Opens a store as a gateway would.
+ * @throws CommandError when it cannot be opened, with what to do about it.
+ */
+export async function openConfigured(url: string, config: Config): Promise<SessionStore> {
+  try {
+    return await openStore(url, storeOptions(config, Date.now));
+  } catch (error) {
+    const { problem, advice } = explain(error);
+    throw new CommandError(`${problem}\n  ${advice}`);
+  }
+}
+
+export function renderReport({ ok, store, steps, facts, warnings }: StoreReport, url: string): string {
+  const parts = [
+    `${store} at ${url}\n`,
+    table([["STEP", "RESULT", "MS"], ...steps.map(({ step, result, ms }) => [step, result, shownMs(result, ms)])], [2]),
+  ];
+  if (facts.length > 0) parts.push(table(facts.map(({ name, value }) => [name, value])));
+  for (const { step, problem, advice } of steps)
+    if (problem !== undefined) parts.push(`failed: ${step}: ${problem}\n  ${advice}\n`);
+  for (const warning of warnings) parts.push(`warning: ${warning}\n`);
+  const count = warnings.length;
+  if (!ok) parts.push("The store would not serve as it is.\n");
+  else parts.push(`The store serves${count === 0 ? "" : `, with ${count} warning${count === 1 ? "" : "s"}`}.\n`);
+  return parts.join("\n");
+}
+
+function shownMs(result: string, ms: number): string {
+  return result === "skipped" ? "" : ms.toFixed(2);
+}

@@ -1,0 +1,42 @@
+/** Text for people at a terminal. */
+
+/**
+ * Aligns rows of cells; the first row is the heading.
+ * @param right columns that are aligned at their right side.
+ */
+export function table(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
+  const widths: number[] = [];
+  for (const row of rows)
+    for (const [column, cell] of row.entries()) widths[column] = Math.max(widths[column] ?? 0, cell.length);
+  const aligned = (cell: string, column: number): string => {
+    const width = widths[column] ?? 0;
+    return right.includes(column) ? cell.padStart(width) : cell.padEnd(width);
+  };
+  return rows.map((row) => `${row.map(aligned).join("  ").trimEnd()}\n`).join("");
+}
+
+/** What a client chose, as one line without the characters that command a terminal; cut at so many characters. */
+export function plain(text: string, maxLength = 200): string {
+  const line = text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, "\u{fffd}");
+  return line.length > maxLength ? `${line.slice(0, maxLength - 1)}…` : line;
+}
+
+const UNITS: readonly (readonly [ms: number, name: string])[] = [
+  [86_400_000, "d"],
+  [3_600_000, "h"],
+  [60_000, "min"],
+  [1_000, "s"],
+];
+
+/** `in 27 min`, `3 h ago`. @param iso a time as ISO 8601. */
+export function fromNow(iso: string, now: number): string {
+  const ms = Date.parse(iso) - now;
+  const [unit, name] = UNITS.find(([unit]) => Math.abs(ms) >= unit) ?? [1_000, "s"];
+  const amount = `${Math.round(Math.abs(ms) / unit)} ${name}`;
+  return ms < 0 ? `${amount} ago` : `in ${amount}`;
+}
+
+/** `12,345`. */
+export function grouped(count: number): string {
+  return count.toLocaleString("en-US");
+}
