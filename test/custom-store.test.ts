@@ -6,6 +6,7 @@ import { loadConfigText, maskSettings } from "../src/config/load.ts";
 import { ProxyError, storeUnavailable } from "../src/core/errors.ts";
 import type { Session } from "../src/core/session.ts";
 import type { ChangeListener, FeedState, SessionStore } from "../src/core/store.ts";
+import { PLAIN_JSON } from "../src/store/codec.ts";
 import { storeContract } from "../src/store/contract.ts";
 import { GuardedStore } from "../src/store/guarded.ts";
 import { MemoryStore } from "../src/store/memory.ts";
@@ -16,7 +17,7 @@ import { filesIn, projectFolder, runNodeTests } from "./support/project.ts";
 import { startApp, startGateway, type Teardown, temporaryFolder } from "./support/servers.ts";
 
 const ROUTES = "routes: [{ upstream: 'http://localhost:3000' }]";
-const OPTIONS = { now: Date.now, absoluteTimeoutMs: 3_600_000 };
+const OPTIONS = { now: Date.now, absoluteTimeoutMs: 3_600_000, codec: PLAIN_JSON };
 
 /** Opens a module with this text; @returns the store, or what kept it from opening. */
 async function opened(t: Teardown, text: string, query = ""): Promise<SessionStore | Error> {

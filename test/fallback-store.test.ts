@@ -6,6 +6,7 @@ import t from "tap";
 import { storeUnavailable } from "../src/core/errors.ts";
 import { EXPIRED_GRACE_MS, type Session, type SessionKey } from "../src/core/session.ts";
 import type { SessionStore } from "../src/core/store.ts";
+import { PLAIN_JSON } from "../src/store/codec.ts";
 import { storeContract } from "../src/store/contract.ts";
 import { FallbackStore } from "../src/store/fallback.ts";
 import { MemoryStore } from "../src/store/memory.ts";
@@ -17,7 +18,7 @@ import { startApp, startGateway, startRedis, temporaryFolder } from "./support/s
 import { type StepName, SteppedStore } from "./support/stepped-store.ts";
 
 const HOUR_MS = 3_600_000;
-const OPTIONS = { now: Date.now, absoluteTimeoutMs: 12 * HOUR_MS };
+const OPTIONS = { now: Date.now, absoluteTimeoutMs: 12 * HOUR_MS, codec: PLAIN_JSON };
 
 const redis = await startRedis(t);
 
@@ -25,7 +26,7 @@ type MakeStore = (now: () => number) => Promise<SessionStore>;
 
 const stores: Record<string, MakeStore> = {
   memory: async (now) => new MemoryStore(now),
-  sqlite: async (now) => new SqliteStore(":memory:", now),
+  sqlite: async (now) => new SqliteStore(":memory:", { now }),
   redis: async (now) => {
     const store = new RedisStore(redis.url, { ...OPTIONS, now });
     await store.firstAnswer();

@@ -343,7 +343,7 @@ t.test(
 
 t.test("SQLite: several connections to one file", async (t) => {
   const file = join(await temporaryFolder(t), "sessions.db");
-  const clients = Array.from({ length: CLIENTS }, () => new SqliteStore(file, now));
+  const clients = Array.from({ length: CLIENTS }, () => new SqliteStore(file, { now }));
   t.teardown(() => {
     for (const client of clients) client.close();
   });

@@ -7,6 +7,7 @@ import t from "tap";
 import { ProxyError } from "../src/core/errors.ts";
 import type { Session } from "../src/core/session.ts";
 import type { ChangeListener, SessionStore } from "../src/core/store.ts";
+import { PLAIN_JSON } from "../src/store/codec.ts";
 import { storeContract } from "../src/store/contract.ts";
 import { openStore } from "../src/store/open.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
@@ -22,7 +23,7 @@ const OUTAGE_MS = 4_500;
 const storeUrl = (databaseUrl: string) => `module:${EXAMPLE}?url=${databaseUrl}`;
 
 async function openPostgresStore(t: Teardown, databaseUrl: string, now = Date.now): Promise<SessionStore> {
-  const store = await openStore(storeUrl(databaseUrl), { now, absoluteTimeoutMs: 12 * HOUR_MS });
+  const store = await openStore(storeUrl(databaseUrl), { now, absoluteTimeoutMs: 12 * HOUR_MS, codec: PLAIN_JSON });
   t.teardown(() => store.close());
   return store;
 }

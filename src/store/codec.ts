@@ -82,6 +82,9 @@ export class SessionCodec {
   }
 }
 
+/** JSON in the open: what is written where nobody asks for anything else. */
+export const PLAIN_JSON = new SessionCodec({ codec: "json", encryptionKeys: [] });
+
 /** A session key is base64url and never begins like this, so that the two kinds of payload cannot be exchanged either. */
 function associatedDataOf(key: SessionKey, name: string): string {
   return JSON.stringify([key, name]);

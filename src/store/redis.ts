@@ -22,7 +22,7 @@ import type {
   StoreObserver,
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
-import type { SessionCodec } from "./codec.ts";
+import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
 import { RedisFeed } from "./redis-feed.ts";
 import { isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
 import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
@@ -36,7 +36,8 @@ export interface RedisStoreOptions {
   readonly now?: () => number;
   /** Longest life of a session, milliseconds: how long the index of a user has to remember it. */
   readonly absoluteTimeoutMs: number;
-  readonly codec: SessionCodec;
+  /** Default: JSON, not encrypted. */
+  readonly codec?: SessionCodec;
   readonly layout?: RedisLayout;
   readonly observer?: StoreObserver;
 }
@@ -62,7 +63,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     super();
     this.#now = options.now ?? Date.now;
     this.#absoluteTimeoutMs = options.absoluteTimeoutMs;
-    this.#codec = options.codec;
+    this.#codec = options.codec ?? PLAIN_JSON;
     this.#layout = options.layout ?? "blob";
     this.#observer = options.observer ?? NO_OBSERVER;
     this.#link = new RedisLink(parseRedisUrl(url), SCRIPTS, this.#observer);

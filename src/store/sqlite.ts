@@ -20,7 +20,7 @@ import type {
   StoreInspection,
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
-import type { SessionCodec } from "./codec.ts";
+import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
 
 const SWEEP_INTERVAL_MS = 30_000;
 /** Rows deleted at a time: a sweep must not hold up requests. */
@@ -58,7 +58,8 @@ type Row = [version: number, expiresAt: number, usedAt: number, payload: Uint8Ar
 type KeyedRow = [...Row, key: string];
 
 export interface SqliteStoreOptions {
-  readonly codec: SessionCodec;
+  /** Default: JSON, not encrypted. */
+  readonly codec?: SessionCodec;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
 }
@@ -82,7 +83,7 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
    * @param path of the file; it is created when missing, its directory is not. `:memory:` for tests.
    * @throws Error when the file cannot be opened, is no database, or was written by a later version.
    */
-  constructor(path: string, { codec, now = Date.now }: SqliteStoreOptions) {
+  constructor(path: string, { codec = PLAIN_JSON, now = Date.now }: SqliteStoreOptions = {}) {
     super();
     this.#codec = codec;
     this.#now = now;
