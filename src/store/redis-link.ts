@@ -5,7 +5,7 @@ import { ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { RedisAddress, RedisHost } from "../core/redis-url.ts";
 import type { StoreObserver } from "../core/store.ts";
 import { Breaker } from "./breaker.ts";
-import { redisFailure } from "./redis-failures.ts";
+import { type RedisFailure, redisFailure } from "./redis-failures.ts";
 
 const MAX_RECONNECT_DELAY_MS = 500;
 /** Between two attempts of one operation, when the server said that it will soon be able to. */
@@ -43,7 +43,10 @@ export class RedisLink {
     const client = address.topology === "cluster" ? this.#cluster() : new Redis(this.options(true));
     // Each operation that fails because of it says so; without a listener ioredis would print it.
     client.on("error", () => {});
-    client.on("ready", () => observer.connection("data", "ready"));
+    client.on("ready", () => {
+      observer.connection("data", "ready");
+      for (const breaker of this.#breakers.values()) breaker.answered();
+    });
     client.on("close", () => observer.connection("data", "lost"));
     this.#firstAnswer = new Promise((resolve) => {
       client.once("ready", resolve);
@@ -128,6 +131,8 @@ export class RedisLink {
       throw new ProxyError("session_store_unavailable", "the session store has not answered lately");
     }
     const deadlineMs = performance.now() + this.address.totalTimeoutMs;
+    /** What the server said last; a connection that is given up for it says less. */
+    let said: RedisFailure | undefined;
     for (;;) {
       try {
         const answer = await before(deadlineMs, command());
@@ -141,14 +146,16 @@ export class RedisLink {
         }
         const failure = redisFailure(error);
         this.#observer.failed(failure.reason);
-        if (failure.again && performance.now() + RETRY_DELAY_MS < deadlineMs) {
+        if (failure.again) said = failure;
+        const again = failure.again || (said !== undefined && failure.reason === "closed");
+        if (again && performance.now() + RETRY_DELAY_MS < deadlineMs) {
           await new Promise((resolve) => setTimeout(resolve, RETRY_DELAY_MS));
           continue;
         }
         // A server that refuses a write still answers: its sessions can be read.
         if (failure.reason === "out-of-memory" || failure.reason === "not-authorized") breaker.answered();
         else breaker.failed();
-        throw storeUnavailable(new Error(failure.message, { cause: error }));
+        throw storeUnavailable(new Error((said ?? failure).message, { cause: error }));
       }
     }
   }
