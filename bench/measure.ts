@@ -82,7 +82,7 @@ function order(url: string, { connections }: Options, visitors: readonly Visitor
 async function agrees(adminUrl: string, completed: number, logins: number): Promise<void> {
   const { status, body } = await ask(`${adminUrl}/metrics`);
   equal(status, 200, "the metrics are there");
-  const hits = sum(body, /^coatcheck_session_resolutions_total\{outcome="hit"\} (\d+)/gm);
+  const hits = sum(body, /^coatcheck_session_resolutions_total\{outcome="hit",source="\w+"\} (\d+)/gm);
   const requests = sum(body, /^http_server_request_duration_seconds_count\{.*\} (\d+)/gm);
   ok(hits >= completed, `${hits} sessions were found for ${completed} requests`);
   ok(requests >= completed + logins, `${requests} requests were counted, ${completed} made`);

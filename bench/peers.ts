@@ -77,9 +77,16 @@ export const PEERS: readonly Peer[] = [
   {
     ...GATEWAY,
     name: "coatcheck-redis",
-    about: "Redis; access log, metrics, recorder, 1 % of traces to a collector",
+    about: "Redis and the near cache; access log, metrics, recorder, 1 % of traces to a collector",
     needsRedis: true,
     launch: (around) => coatcheck(around, "redis", OBSERVED),
+  },
+  {
+    ...GATEWAY,
+    name: "coatcheck-redis-uncached",
+    about: "the same without the near cache: a look-up in Redis for each request",
+    needsRedis: true,
+    launch: (around) => coatcheck(around, "redis", OBSERVED, { maxBytes: "0B" }),
   },
 ];
 
@@ -97,7 +104,12 @@ const QUIET = {
 } as const;
 
 /** The gateway as an operator would run it: one process, a configuration file, the standard variables. */
-function coatcheck(around: Surroundings, store: "sqlite" | "redis", observe: typeof OBSERVED | typeof QUIET): Launch {
+function coatcheck(
+  around: Surroundings,
+  store: "sqlite" | "redis",
+  observe: typeof OBSERVED | typeof QUIET,
+  cache: Record<string, string> = {},
+): Launch {
   const file = join(around.folder, "coatcheck.yaml");
   const settings = {
     listen: { host: "127.0.0.1", port: around.port },
@@ -110,6 +122,7 @@ function coatcheck(around: Surroundings, store: "sqlite" | "redis", observe: typ
       { match: { path: "/login" }, upstream: around.upstream, session: "optional", write: ["user"] },
     ],
     observe,
+    cache,
   };
   // JSON is YAML.
   writeFileSync(file, JSON.stringify(settings, null, 2));
