@@ -3,7 +3,10 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { Redis } from "ioredis";
 import t from "tap";
+import { CommandError, UsageError } from "../src/cli-arguments.ts";
 import { Progress, renderCounts } from "../src/cli-migrate.ts";
+import { runSessions } from "../src/cli-sessions.ts";
+import { ConfigError } from "../src/config/problems.ts";
 import { forEachAtOnce } from "../src/core/concurrency.ts";
 import { storeUnavailable } from "../src/core/errors.ts";
 import { handleOf, NEWER, type Session, type SessionKey } from "../src/core/session.ts";
@@ -335,21 +338,26 @@ t.test("usage and errors of the command", async (t) => {
   const folder = await temporaryFolder(t);
   const redis = `redis://:hunter2hunter2@127.0.0.1:${await freePort()}/0`;
   const sqlite = `sqlite:${join(folder, "to.db")}`;
-  const cases: [args: string[], status: number, message: RegExp][] = [
-    [["--from", "memory:"], 2, /needs --from URL and --to URL/],
-    [["--from", "memory:", "--to", sqlite], 2, /memory: ends with its process/],
-    [["--from", redis, "--to", redis], 2, /the same store/],
-    [["--from", redis, "--to", sqlite, "x"], 2, /unexpected "x"/],
-    [["--from", redis, "--to", sqlite, "--cursor", ""], 2, /--cursor is empty/],
-    [["--from", `sqlite:${folder}/none.db`, "--to", sqlite], 1, /there is no file .*none\.db to copy from/],
-    [["--from", redis, "--to", sqlite], 1, /redis:\/\/:\*\*\*@127\.0\.0\.1:\d+\/0 does not answer/],
-    [["--from", "mysql://u:hunter2@x/", "--to", sqlite], 1, /a store URL begins with one of/],
-    [["--from", redis, "--to", sqlite, "--config", `${folder}/none.yaml`], 1, /none\.yaml: .*cannot be read/s],
+  const cases: [args: string[], kind: new (...values: never[]) => Error, message: RegExp][] = [
+    [["--from", "memory:"], UsageError, /needs --from URL and --to URL/],
+    [["--from", "memory:", "--to", sqlite], UsageError, /memory: ends with its process/],
+    [["--from", redis, "--to", redis], UsageError, /the same store/],
+    [["--from", redis, "--to", sqlite, "x"], UsageError, /unexpected "x"/],
+    [["--from", redis, "--to", sqlite, "--cursor", ""], UsageError, /--cursor is empty/],
+    [["--from", `sqlite:${folder}/none.db`, "--to", sqlite], CommandError, /there is no file .*none\.db to copy from/],
+    [["--from", redis, "--to", sqlite], CommandError, /redis:\/\/:\*\*\*@127\.0\.0\.1:\d+\/0 does not answer/],
+    [["--from", "mysql://u:hunter2@x/", "--to", sqlite], CommandError, /a store URL begins with one of/],
+    [
+      ["--from", redis, "--to", sqlite, "--config", `${folder}/none.yaml`],
+      ConfigError,
+      /none\.yaml: .*cannot be read/s,
+    ],
   ];
-  for (const [args, status, message] of cases) {
-    const result = await run(t, ["sessions", "migrate", ...args]);
-    t.match(result, { status, stdout: "", stderr: message }, args.join(" "));
-    t.notMatch(result.stderr, "hunter2");
+  for (const [args, kind, message] of cases) {
+    const error = await runSessions(["migrate", ...args], {}).catch((reason: unknown) => reason);
+    t.type(error, kind, args.join(" "));
+    t.match(error, { message });
+    t.notMatch(error, { message: "hunter2" });
   }
 });
 
