@@ -46,7 +46,7 @@ const SQLITE_CODES: Readonly<Record<number, string>> = {
 };
 
 const UNKNOWN_ADVICE =
-  "is the server running, can it be reached from here (host, port, TLS, firewall), and what does its log say?";
+  "is the server running, can it be reached from here (host, port, user, password, TLS, firewall), and what does its log say?";
 
 export function explain(error: unknown): Explanation {
   const problem = error instanceof Error ? error.message : String(error);
