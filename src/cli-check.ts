@@ -24,7 +24,7 @@ export async function check(args: readonly string[], environment: Environment): 
   const store = await openConfigured(config.store, config);
   try {
     const report = await probeStore(store, Date.now);
-    print(renderReport(report, maskUrl(config.store)));
+    print(renderReport(report, shownStore(config.store)));
     return report.ok ? 0 : FAILED;
   } finally {
     await store.close();
@@ -35,13 +35,18 @@ export async function check(args: readonly string[], environment: Environment): 
  * Opens a store as a gateway would.
  * @throws CommandError when it cannot be opened, with what to do about it.
  */
-export async function openConfigured(url: string, config: Config): Promise<SessionStore> {
+export async function openConfigured(store: Config["store"], config: Config): Promise<SessionStore> {
   try {
-    return await openStore(url, storeOptions(config, Date.now));
+    return await openStore(store, storeOptions(config, Date.now));
   } catch (error) {
     const { problem, advice } = explain(error);
     throw new CommandError(`${problem}\n  ${advice}`);
   }
+}
+
+function shownStore(store: Config["store"]): string {
+  if (typeof store === "string") return maskUrl(store);
+  return `${maskUrl(store.primary)}, falling back to ${maskUrl(store.fallback)}`;
 }
 
 export function renderReport({ ok, store, steps, facts, warnings }: StoreReport, url: string): string {

@@ -9,13 +9,16 @@ import { RouteTable } from "./core/routes.ts";
 import type { SessionStore } from "./core/store.ts";
 import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
-import { InstrumentedStore } from "./observe/instrumented-store.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import { Observer } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { SessionCookie } from "./session/cookie.ts";
+import { NearCache } from "./session/near-cache.ts";
+import { StoreLookup } from "./session/resolver.ts";
 import { Toucher } from "./session/touch.ts";
+import { SessionCodec } from "./store/codec.ts";
+import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { Upstream } from "./upstream/upstream.ts";
@@ -33,16 +36,12 @@ export interface GatewayOptions {
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
-/** What a store has to know of the configuration, whoever opens it. */
-export function storeOptions({ session }: Config, now: () => number): OpenStoreOptions {
-  return { now, absoluteTimeoutMs: session.absoluteTimeoutMs };
-}
-
 /** The composition root: builds what the way of a request needs, and the two listeners. */
 export class Gateway {
   readonly observer: Observer;
   readonly #config: Config;
   readonly #store: SessionStore;
+  readonly #toucher: Toucher;
   readonly #upstreams: readonly Upstream[];
   readonly #server: Server;
   readonly #admin: Server;
@@ -51,13 +50,17 @@ export class Gateway {
   #draining = false;
   #closing: Promise<void> | undefined;
 
-  private constructor(config: Config, observer: Observer, store: SessionStore, now: () => number) {
+  private constructor(config: Config, observer: Observer, plainStore: SessionStore, now: () => number) {
     const { session, routes } = config;
     this.#config = config;
     this.observer = observer;
+    // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
+    const store = observer.instrument(plainStore, (key) => cache?.changed(key));
+    const cache = watchedCache(config, store, now, observer);
     this.#store = store;
     this.#upstreams = config.upstreams.map((upstream) => new Upstream(upstream));
-    const cookie = new SessionCookie(session.cookie, session.absoluteTimeoutMs);
+    this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
+    const cookie = new SessionCookie(session.cookie);
     const identity = new IdentityHeaders(config.identityHeaders);
     const gate: Gate = {
       trusted: new TrustedProxies(config.listen.trustedProxies),
@@ -66,14 +69,17 @@ export class Gateway {
       routes: new RouteTable(routes),
       upstreams: this.#upstreams,
       cookie,
+      lookup: cache ?? new StoreLookup(store),
+      binding: { to: session.bind, onMismatch: session.onMismatch },
       lifecycle: {
         store,
         cookie,
         expiry: session,
+        maxPerUser: session.maxPerUser,
         now,
         onEvent: (event, exchange) => observer.sessionEvent(event, exchange),
       },
-      toucher: new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() }),
+      toucher: this.#toucher,
       identity,
       observer,
       isDraining: () => this.#draining,
@@ -110,22 +116,10 @@ export class Gateway {
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
     });
-    const store = options.store ?? (await openStore(config.store, storeOptions(config, now)));
-    let up: boolean | undefined;
-    const watched = new InstrumentedStore(store, observer.metrics, (answered) => {
-      if (answered === up) return;
-      if (up !== undefined || !answered) {
-        observer.log.event(
-          answered ? "info" : "error",
-          answered ? "store.up" : "store.down",
-          `session store ${answered ? "answers again" : "does not answer"}`,
-          { store: store.kind },
-        );
-      }
-      up = answered;
-      observer.metrics.storeUp(store.kind, answered);
-    });
-    return new Gateway(config, observer, watched, now);
+    const store = options.store
+      ? new GuardedStore(options.store)
+      : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
+    return new Gateway(config, observer, store, now);
   }
 
   /**
@@ -192,8 +186,33 @@ export class Gateway {
   async #release(): Promise<void> {
     await this.#serverConnections.drain(0);
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
+    await this.#toucher.flush();
     await this.#store.close();
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
   }
+}
+
+/** What a store has to know of the configuration, whoever opens it. */
+export function storeOptions({ session }: Config, now: () => number): OpenStoreOptions {
+  return {
+    now,
+    absoluteTimeoutMs: session.absoluteTimeoutMs,
+    codec: new SessionCodec(session),
+    layout: session.layout,
+  };
+}
+
+/** The near cache; none for a store that does not tell of changes, and needs none because it is in this process. */
+function watchedCache(
+  { cache }: Config,
+  store: SessionStore,
+  now: () => number,
+  observer: Observer,
+): NearCache | undefined {
+  if (store.watch === undefined || cache.maxBytes === 0) return undefined;
+  const nearCache = new NearCache({ ...cache, store, now, observer: observer.cacheObserver() });
+  observer.metrics.watchCache(nearCache);
+  store.watch(nearCache);
+  return nearCache;
 }

@@ -2,19 +2,21 @@ import { answer, type Conversation, fail } from "./answers.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
-import type { TrustedProxies } from "./core/peer.ts";
+import { clientAddressOf, type TrustedProxies } from "./core/peer.ts";
 import { type HeaderRules, type RequestHead, readRequestHead } from "./core/request-head.ts";
 import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
 import type { ResponseHead, ResponseHeaderRules } from "./core/response-head.ts";
 import type { Route, RouteTable } from "./core/routes.ts";
-import { handleOf } from "./core/session.ts";
+import { type Binding, handleOf, MAX_USER_AGENT_LENGTH, type SessionClient } from "./core/session.ts";
 import { parseTraceParent } from "./core/trace-context.ts";
 import { upstreamFields } from "./core/upstream-fields.ts";
 import type { Observer } from "./observe/observer.ts";
+import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
+import { expiryAfterUse } from "./session/expiry.ts";
 import { type Lifecycle, obey } from "./session/lifecycle.ts";
 import { decide } from "./session/policy.ts";
-import { NOT_ASKED, type Resolution, resolveSession } from "./session/resolver.ts";
+import { NOT_ASKED, type Resolution, resolveSession, type SessionLookup } from "./session/resolver.ts";
 import type { Toucher } from "./session/touch.ts";
 import { parseCommands } from "./session/write-back.ts";
 import { forward } from "./upstream/forward.ts";
@@ -29,6 +31,8 @@ export interface Gate {
   /** By `Route.index`. */
   readonly upstreams: readonly Upstream[];
   readonly cookie: SessionCookie;
+  readonly lookup: SessionLookup;
+  readonly binding: { readonly to: Binding; readonly onMismatch: "log" | "deny" };
   readonly lifecycle: Lifecycle;
   readonly toucher: Toucher;
   readonly identity: IdentityHeaders;
@@ -42,6 +46,9 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
   try {
     const head = readRequestHead(req.rawHeaders, gate.requestRules, peer.trusted, exchange);
     exchange.requestHasContent = head.hasContent;
+    if (head.forwardedFor !== undefined) {
+      exchange.clientAddress = clientAddressOf(peer, head.forwardedFor, gate.trusted);
+    }
     joinTrace(gate, exchange, head);
     const target = readTarget(conversation, head);
     if (answeredHere(conversation, target, head)) return;
@@ -52,7 +59,8 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
 
     const cookie = gate.cookie.read(head.cookie);
     const resolving = resolve(gate, route, cookie, exchange);
-    const resolution = resolving instanceof Promise ? await resolving : resolving;
+    const resolved = resolving instanceof Promise ? await resolving : resolving;
+    const resolution = gate.binding.to === "none" ? resolved : hold(gate, resolved, head, exchange);
     note(gate, exchange, resolution);
     // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
     if (exchange.endedMs !== undefined || exchange.error !== undefined) return;
@@ -62,12 +70,17 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       turnAway(conversation, route, resolution);
       return;
     }
-    if (resolution.session !== undefined && resolution.key !== undefined)
-      gate.toucher.used(resolution.key, resolution.session);
+    const slides =
+      resolution.session !== undefined &&
+      resolution.key !== undefined &&
+      gate.toucher.used(resolution.key, resolution.session) !== undefined;
 
-    const fields = upstreamFields(head, target, cookie.others, peer, gate.trusted, exchange);
+    const fields = upstreamFields(head, target, cookie.others, peer, exchange);
     exchange.identified = gate.identity.inject(fields, resolution.session, exchange.handle);
-    send(gate, conversation, route, head, target, fields, resolution);
+    if (resolution.staleMs !== undefined) {
+      fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
+    }
+    send(gate, conversation, route, head, target, fields, resolution, slides);
   } catch (error) {
     fail(conversation, error, gate.observer);
   }
@@ -123,11 +136,29 @@ function resolve(
   exchange.cookieSecret = cookie.secret;
   if (route.session === "none") return NOT_ASKED;
   exchange.resolveStartedMs = exchange.elapsedMs();
-  return resolveSession(gate.lifecycle.store, cookie);
+  return resolveSession(gate.lookup, cookie);
+}
+
+/** A session that is used by another client than it was begun by is counted, and not believed if so configured. */
+function hold(gate: Gate, resolution: Resolution, head: RequestHead, exchange: Exchange): Resolution {
+  const { session, key } = resolution;
+  if (session === undefined || key === undefined) return resolution;
+  if (!isMismatch(gate.binding.to, session, clientOf(head, exchange))) return resolution;
+  exchange.handle = handleOf(key);
+  gate.observer.sessionEvent("mismatch", exchange);
+  return gate.binding.onMismatch === "log" ? resolution : { outcome: "mismatch", key };
+}
+
+function clientOf(head: RequestHead, exchange: Exchange): SessionClient {
+  return {
+    address: exchange.clientAddress,
+    userAgent: (head.userAgent ?? "").slice(0, MAX_USER_AGENT_LENGTH).toWellFormed(),
+  };
 }
 
 function note(gate: Gate, exchange: Exchange, resolution: Resolution): void {
   exchange.session = resolution.outcome;
+  exchange.sessionSource = resolution.source;
   if (resolution.outcome === "not-asked") return;
   exchange.resolvedMs = exchange.elapsedMs();
   if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
@@ -156,6 +187,7 @@ function send(
   target: RequestTarget,
   headers: string[],
   resolution: Resolution,
+  slides: boolean,
 ): void {
   const { req, res, exchange, expectsContinue } = conversation;
   const upstream = gate.upstreams[route.index];
@@ -174,7 +206,8 @@ function send(
       hasContent,
       chunked,
       responseRules: gate.responseRules,
-      onCommands: (response) => writeBack(gate, exchange, route, resolution, response),
+      onHead: (response) => beforeHead(gate, exchange, route, head, resolution, response, slides),
+      holdsHead: slides,
       onFailure: (error) => fail(conversation, error, gate.observer),
       closeConnection: gate.isDraining,
     },
@@ -184,11 +217,42 @@ function send(
   );
 }
 
+/** What the session needs before the response head is released. @returns the `Set-Cookie` for the browser, if any. */
+async function beforeHead(
+  gate: Gate,
+  exchange: Exchange,
+  route: Route,
+  head: RequestHead,
+  resolution: Resolution,
+  response: ResponseHead,
+  slides: boolean,
+): Promise<string | undefined> {
+  if (response.commands !== undefined) {
+    const setCookie = await writeBack(gate, exchange, route, head, resolution, response);
+    if (setCookie !== undefined) return setCookie;
+  }
+  return slides ? renewedCookie(gate, head, resolution) : undefined;
+}
+
+/**
+ * The browser keeps the cookie for as long as the session would live without another use, so it is told when that has
+ * become longer. Not if the session was ended or replaced in the meantime: the old cookie must not overwrite a new one.
+ */
+async function renewedCookie(gate: Gate, head: RequestHead, resolution: Resolution): Promise<string | undefined> {
+  if (head.cookie === undefined || resolution.key === undefined) return undefined;
+  const { outcome, session } = await gate.lookup.find(resolution.key);
+  if (outcome !== "hit" || session === undefined || session.retiresAt !== undefined) return undefined;
+  const { expiry, now } = gate.lifecycle;
+  const at = now();
+  return gate.cookie.renew(head.cookie, resolution.key, expiryAfterUse(session.createdAt, at, expiry) - at);
+}
+
 /** Obeys and saves what the response commands, before its head is released (design §6). */
 async function writeBack(
   gate: Gate,
   exchange: Exchange,
   route: Route,
+  head: RequestHead,
   resolution: Resolution,
   response: ResponseHead,
 ): Promise<string | undefined> {
@@ -205,7 +269,7 @@ async function writeBack(
     throw new ProxyError("http_protocol_error", `X-Session-${commands.command}: ${commands.malformed}`);
   }
   exchange.writeBackDropped = commands.dropped;
-  const setCookie = await obey(gate.lifecycle, commands, resolution, exchange);
+  const setCookie = await obey(gate.lifecycle, commands, resolution, clientOf(head, exchange), exchange);
   exchange.savedMs = exchange.elapsedMs();
   return setCookie;
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import t from "tap";
 import { loadConfigFile, loadConfigText, maskSettings } from "../src/config/load.ts";
 import { ConfigError } from "../src/config/problems.ts";
-import { parseDuration } from "../src/config/units.ts";
+import { parseDuration } from "../src/core/units.ts";
 import { temporaryFolder } from "./support/servers.ts";
 
 const SECRET = "s".repeat(40);
@@ -49,6 +49,7 @@ session:
   idleTimeout: 30m
   absoluteTimeout: 12h
   cookie: { name: sid, secrets: ["\${COATCHECK_SECRET}"], sameSite: Strict, secure: true, path: /, domain: example.com }
+  encryptionKeys: ["\${COATCHECK_SECRET}"]
 identity:
   headers: { X-User-Id: /user/id, X-Cart: /data/cart, X-Session-Handle: handle }
 routes:
@@ -134,11 +135,8 @@ observe: { log: { level: loud }, traces: { ratio: 2 } }
 });
 
 t.test("keys of later versions are named as such, not as mistakes", async (t) => {
-  const text =
-    "workers: auto\nsession: { bind: none, maxPerUser: 3 }\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
+  const text = "workers: auto\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
   t.same(problemsOf(text), [
-    "session.bind: not supported by this version",
-    "session.maxPerUser: not supported by this version",
     "routes[0].upstream.balance: not supported by this version",
     "workers: not supported by this version",
   ]);
@@ -215,11 +213,51 @@ t.test("passwords of any shape are masked", async (t) => {
   }
 });
 
+t.test("how sessions are stored: JSON in the open by default; keys are long, or the word plaintext", async (t) => {
+  const key = "k".repeat(32);
+  t.match(loadConfigText(MINIMAL, {}).config.session, { codec: "json", encryptionKeys: [] });
+  const text = `session: { codec: msgpack, encryptionKeys: ["\${KEY}", plaintext] }\n${MINIMAL}`;
+  const { settings, config } = loadConfigText(text, { KEY: key });
+  t.match(config.session, { codec: "msgpack", encryptionKeys: [key, "plaintext"] });
+  t.strictSame(maskSettings(settings).session.encryptionKeys, ["*** (32 characters)", "plaintext"]);
+  t.match(problemsOf(`session: { codec: cbor, encryptionKeys: [plain-text, ${key}, 7] }\n${MINIMAL}`), [
+    /^session\.codec: /,
+    /^session\.encryptionKeys\[0\]: must have at least 32 characters, or be the word plaintext/,
+    /^session\.encryptionKeys\[2\]: /,
+  ]);
+});
+
+t.test("a store with one to fall back to", async (t) => {
+  const store = { primary: "redis://user:hunter2@h/0", fallback: "sqlite:./sessions.db" };
+  const { settings, config } = loadConfigText(`store: ${JSON.stringify(store)}\n${MINIMAL}`, {});
+  t.same(config.store, store);
+  t.same(maskSettings(settings).store, { ...store, primary: "redis://user:***@h/0" });
+  const wrong: [string, RegExp[]][] = [
+    ["{ primary: 'redis://h' }", [/^store\.fallback: /]],
+    ["{ primary: 'redis://h', fallback: 'redis://h' }", [/^store\.fallback: must be another store than primary$/]],
+    [
+      "{ primary: 'memory:x', fallback: 'mysql://u:hunter2@h' }",
+      [/^store\.primary: must be memory: alone/, /^store\.fallback: ".+" is not a URL/],
+    ],
+    [
+      "{ primary: 'redis://h', fallbak: 'memory:' }",
+      [/^store\.fallback: /, /^store\.fallbak: unknown key; did you mean "fallback"\?$/],
+    ],
+    ["[redis://h]", [/^store: must be a URL, or \{ primary: URL, fallback: URL \}$/]],
+  ];
+  for (const [text, expected] of wrong) {
+    const problems = problemsOf(`store: ${text}\n${MINIMAL}`);
+    t.match(problems, expected, text);
+    t.equal(problems.length, expected.length, text);
+    t.notMatch(problems.join(), "hunter2");
+  }
+});
+
 t.test("problems never show a secret", async (t) => {
   const problems = problemsOf(
-    `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] } }\nadmin: { token: hunter2 }\n${MINIMAL}`,
+    `store: "mysql://user:hunter2@db"\nsession: { cookie: { secrets: [hunter2] }, encryptionKeys: [hunter2] }\nadmin: { token: hunter2 }\n${MINIMAL}`,
   );
-  t.equal(problems.length, 3);
+  t.equal(problems.length, 4);
   t.notMatch(problems.join("\n"), "hunter2");
 });
 

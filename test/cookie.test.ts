@@ -25,12 +25,12 @@ const token = randomBytes(32).toString("base64url");
 const good = forge(token);
 
 t.test("a cookie of the documented format verifies, and one that was issued has that format", async (t) => {
-  const cookie = new SessionCookie(settings, HOUR_MS);
+  const cookie = new SessionCookie(settings);
   const read = cookie.read(`session=${good}`);
   t.equal(read.verdict, "valid");
   t.match(read.keys, [/^[\w-]{43}$/]);
   t.not(read.keys[0], token);
-  const { key, setCookie } = cookie.issue();
+  const { key, setCookie } = cookie.issue(HOUR_MS);
   const value = cookiePair(setCookie).slice("session=".length);
   t.equal(value, forge(value.slice(0, 43)));
   t.same(cookie.read(cookiePair(setCookie)).keys, [key]);
@@ -38,11 +38,18 @@ t.test("a cookie of the documented format verifies, and one that was issued has 
 });
 
 t.test("attributes follow the settings", async (t) => {
-  const cookie = new SessionCookie(
-    { ...settings, name: "s", secure: false, sameSite: "Strict", path: "/app", domain: "example.com" },
-    HOUR_MS,
+  const cookie = new SessionCookie({
+    ...settings,
+    name: "s",
+    secure: false,
+    sameSite: "Strict",
+    path: "/app",
+    domain: "example.com",
+  });
+  t.match(
+    cookie.issue(HOUR_MS).setCookie,
+    /; Max-Age=3600; Path=\/app; Domain=example.com; HttpOnly; SameSite=Strict$/,
   );
-  t.match(cookie.issue().setCookie, /; Max-Age=3600; Path=\/app; Domain=example.com; HttpOnly; SameSite=Strict$/);
   t.equal(cookie.clear(), "s=; Max-Age=0; Path=/app; Domain=example.com; HttpOnly; SameSite=Strict");
 });
 
@@ -75,7 +82,7 @@ function nextInBase64(character: string): string {
 for (const [name, [value, verdict]] of Object.entries(bad)) {
   t.test(`refused before the store: ${name}`, async (t) => {
     t.not(value, good);
-    const read = new SessionCookie(settings, HOUR_MS).read(`session=${value}`);
+    const read = new SessionCookie(settings).read(`session=${value}`);
     t.equal(read.verdict, verdict);
     t.same(read.keys, []);
     t.equal(read.others, undefined);
@@ -83,17 +90,17 @@ for (const [name, [value, verdict]] of Object.entries(bad)) {
 }
 
 t.test("rotation: the first secret signs, every secret verifies, a dropped one does not", async (t) => {
-  const rotated = new SessionCookie({ ...settings, secrets: [NEW_SECRET, SECRET] }, HOUR_MS);
+  const rotated = new SessionCookie({ ...settings, secrets: [NEW_SECRET, SECRET] });
   t.match(rotated.read(`session=${good}`), { verdict: "valid", secret: 1 });
-  const value = cookiePair(rotated.issue().setCookie);
+  const value = cookiePair(rotated.issue(HOUR_MS).setCookie);
   t.match(rotated.read(value), { verdict: "valid", secret: 0 });
-  t.match(new SessionCookie({ ...settings, secrets: [NEW_SECRET] }, HOUR_MS).read(`session=${good}`), {
+  t.match(new SessionCookie({ ...settings, secrets: [NEW_SECRET] }).read(`session=${good}`), {
     verdict: "bad-signature",
   });
 });
 
 t.test("cookies of other names pass, in their order and as they are", async (t) => {
-  const cookie = new SessionCookie(settings, HOUR_MS);
+  const cookie = new SessionCookie(settings);
   const others = ['a=1; b="x y"; Xsession=2; session2=3; c==; d', "a=1", "", ";;", "=x"];
   for (const header of others) t.match(cookie.read(header), { verdict: "absent" }, header);
   t.equal(cookie.read(`a=1; session=${good};b="x y";session2=3`).others, 'a=1; b="x y"; session2=3');
@@ -102,13 +109,13 @@ t.test("cookies of other names pass, in their order and as they are", async (t) 
 });
 
 t.test("many cookies of the name cost a bounded amount of work", async (t) => {
-  const cookie = new SessionCookie(settings, HOUR_MS);
+  const cookie = new SessionCookie(settings);
   const many = Array.from({ length: 500 }, () => `session=${forge(randomBytes(32).toString("base64url"))}`).join("; ");
   t.ok(cookie.read(many).keys.length <= 4);
 });
 
 t.test("random input: no exception, nothing verified, the session cookie never passed on", async (t) => {
-  const cookie = new SessionCookie(settings, HOUR_MS);
+  const cookie = new SessionCookie(settings);
   const pieces = ["session", "=", ";", " ", ".", "%", '"', ",", good.slice(0, 50), "\t", "a", "\xff", "session="];
   for (let i = 0; i < 20_000; i++) {
     let header = "";

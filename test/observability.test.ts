@@ -125,13 +125,17 @@ function scraped(metrics: string): string[] {
 /** A gateway to which everything has happened that a metric counts. */
 async function eventful(t: Parameters<typeof startApp>[0]) {
   const app = await startApp(t);
-  const gateway = await startGateway(t, { upstream: app.url });
+  const redis = await startRedis(t);
+  const gateway = await startGateway(t, { upstream: app.url, store: redis.url });
+  await until(async () => /^coatcheck_session_feed\{state="tracking"\} 1$/m.test(await gateway.metrics()));
   const reply = await ask(`${gateway.url}/start`, {
     method: "POST",
     body: '{"user":{"id":"1"},"data":{"forbidden":1}}',
     headers: { "x-user-id": "1" },
   });
   await ask(gateway.url, { headers: { cookie: cookiePair(reply.setCookie[0]) } });
+  await redis.kill();
+  for (let i = 0; i < 5; i++) await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"1"}}' });
   return gateway;
 }
 
@@ -244,12 +248,12 @@ t.test("the token and the secrets appear nowhere: logs, spans, metrics, recorder
   t.teardown(() => client.disconnect());
   const dump: string[] = [];
   for (const key of await client.keys("*")) {
-    dump.push(
-      key,
-      (await client.type(key)) === "hash"
-        ? JSON.stringify(await client.hgetall(key))
-        : JSON.stringify(await client.zrange(key, "0", "-1")),
-    );
+    const value = {
+      hash: () => client.hgetall(key),
+      zset: () => client.zrange(key, "0", "-1"),
+      string: () => client.get(key),
+    }[(await client.type(key)) as "hash" | "zset" | "string"];
+    dump.push(key, JSON.stringify(await value()));
   }
   t.ok(dump.length >= 4);
   const operator = { headers: { authorization: `Bearer ${adminToken}` } };

@@ -14,6 +14,7 @@ function route(id: string, index: number): Route {
     prefix,
     session: "none",
     loginRedirect: undefined,
+    onOutage: "503",
     write: undefined,
     index,
   };

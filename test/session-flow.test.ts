@@ -41,7 +41,7 @@ for (const [name, url] of Object.entries(stores)) {
       "login sets one cookie with the configured flags, and no write-back header reaches the browser",
       async (t) => {
         const reply = await ask(`${gateway.url}/start`, { method: "POST", body: JSON.stringify(ADA) });
-        t.match(reply.setCookie, [/^session=[\w-]{43}\.[\w-]{43}; Max-Age=43200; Path=\/; HttpOnly; SameSite=Lax$/]);
+        t.match(reply.setCookie, [/^session=[\w-]{43}\.[\w-]{43}; Max-Age=1800; Path=\/; HttpOnly; SameSite=Lax$/]);
         t.equal(Object.keys(reply.headers).filter((name) => name.startsWith("x-session")).length, 0);
       },
     );

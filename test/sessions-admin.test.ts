@@ -379,6 +379,7 @@ t.test("an outage is 503 with its code, also in the middle of ending many", asyn
     message: /ended before that: \d+; ask again/,
   });
   redis.thaw();
+  await until(async () => (await store.check()).ok);
   t.ok(ended >= 40 && ended < 300, `${ended} were told of`);
   const left = await Promise.all(keys.map((key) => outcome(store, key)));
   t.ok(left.filter((each) => each === "unknown").length >= ended, "all that were told of are gone");

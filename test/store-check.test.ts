@@ -222,7 +222,12 @@ t.test("a slow store is a warning; facts that cannot be had are one too", async 
 
 t.test("the instrumented store passes on what its store has, and has nothing of its own", (t) => {
   const metrics = new Metrics({ version: "0", nodeVersion: "0" });
-  const plain = new InstrumentedStore(new MemoryStore(), metrics, () => {});
+  const plain = new InstrumentedStore(
+    new MemoryStore(),
+    metrics,
+    () => {},
+    () => {},
+  );
   t.equal(plain.watch, undefined);
   t.equal(plain.inspect, undefined);
   const heard: ChangeListener[] = [];
@@ -235,7 +240,12 @@ t.test("the instrumented store passes on what its store has, and has nothing of 
       return { facts: [{ name: "listeners", value: String(this.listeners.length) }], warnings: [] };
     }
   }
-  const telling = new InstrumentedStore(new Telling(), metrics, () => {});
+  const telling = new InstrumentedStore(
+    new Telling(),
+    metrics,
+    () => {},
+    () => {},
+  );
   const listener = {} as ChangeListener;
   telling.watch?.(listener);
   t.same(heard, [listener]);

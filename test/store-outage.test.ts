@@ -57,7 +57,7 @@ t.test("going down and coming back, without a restart", async (t) => {
   );
 
   t.match(await gateway.metrics(), /^coatcheck_session_store_up\{store="redis"\} 0$/m);
-  t.match(await gateway.metrics(), /^coatcheck_session_resolutions_total\{outcome="unavailable"\} 2$/m);
+  t.match(await gateway.metrics(), /^coatcheck_session_resolutions_total\{outcome="unavailable",source="none"\} 2$/m);
   t.ok(gateway.logs.some((line) => line.event === "store.down"));
 
   await redis.start();

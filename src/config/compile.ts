@@ -1,8 +1,9 @@
 import { randomBytes } from "node:crypto";
 import type { Route } from "../core/routes.ts";
+import type { Binding } from "../core/session.ts";
+import { parseDuration, parseSize } from "../core/units.ts";
 import type { Environment } from "./load.ts";
 import type { Settings } from "./schema.ts";
-import { parseDuration } from "./units.ts";
 
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
 export interface UpstreamConfig {
@@ -16,7 +17,7 @@ export interface UpstreamConfig {
 export interface Config {
   readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
   readonly admin: { readonly host: string; readonly port: number; readonly token: string | undefined };
-  readonly store: string;
+  readonly store: string | { readonly primary: string; readonly fallback: string };
   readonly session: {
     readonly idleTimeoutMs: number;
     readonly absoluteTimeoutMs: number;
@@ -28,9 +29,16 @@ export interface Config {
       readonly path: string;
       readonly domain: string | undefined;
     };
+    readonly bind: Binding;
+    readonly onMismatch: "log" | "deny";
+    readonly maxPerUser: number;
+    readonly layout: "blob" | "fields";
     /** No secret was configured, so that the one above ends with this process. */
     readonly ephemeralSecret: boolean;
+    readonly codec: "json" | "msgpack";
+    readonly encryptionKeys: readonly string[];
   };
+  readonly cache: { readonly maxBytes: number; readonly maxAgeMs: number; readonly staleOnOutageMs: number };
   readonly identityHeaders: Readonly<Record<string, string>>;
   readonly routes: readonly Route[];
   readonly upstreams: readonly UpstreamConfig[];
@@ -65,6 +73,17 @@ export function compile(settings: Settings, environment: Environment): Config {
         secrets: ephemeralSecret ? [randomBytes(32).toString("base64url")] : cookie.secrets,
       },
       ephemeralSecret,
+      codec: session.codec,
+      encryptionKeys: session.encryptionKeys,
+      layout: session.layout,
+      bind: session.bind,
+      onMismatch: session.onMismatch,
+      maxPerUser: session.maxPerUser,
+    },
+    cache: {
+      maxBytes: parseSize(settings.cache.maxBytes) as number,
+      maxAgeMs: ms(settings.cache.maxAge),
+      staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
     identityHeaders: settings.identity.headers,
     routes: settings.routes.map(compileRoute),
@@ -96,6 +115,7 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
     prefix,
     session: route.session,
     loginRedirect: route.onMissing === 401 ? undefined : route.onMissing.redirect,
+    onOutage: route.onOutage === 503 ? "503" : "anonymous",
     write: route.write === undefined ? undefined : new Set(route.write),
     index,
   };

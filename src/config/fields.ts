@@ -1,6 +1,7 @@
 import { isIP } from "node:net";
 import { z } from "zod";
-import { parseDuration } from "./units.ts";
+import { isRedisUrl, maskRedisUrl } from "../core/redis-url.ts";
+import { parseDuration, parseSize } from "../core/units.ts";
 
 /** The kinds of values that settings are made of, each with an error that says what to write. */
 
@@ -19,6 +20,18 @@ export function duration(bounds: { min: string; max: string }) {
     } else if (ms < minMs || ms > maxMs) {
       context.addIssue({ code: "custom", message: `must be between ${bounds.min} and ${bounds.max}` });
     }
+  });
+}
+
+export function size(bounds: { min: string; max: string }) {
+  const [min, max] = [parseSize(bounds.min) as number, parseSize(bounds.max) as number];
+  return z.string({ error: 'a size such as "512KiB" or "64MiB" is expected' }).superRefine((text, context) => {
+    const bytes = parseSize(text);
+    const message =
+      bytes === undefined
+        ? `"${text}" is not a size; write for example "512KiB", "64MiB" or "1GiB"`
+        : `must be between ${bounds.min} and ${bounds.max}`;
+    if (bytes === undefined || bytes < min || bytes > max) context.addIssue({ code: "custom", message });
   });
 }
 
@@ -41,13 +54,17 @@ export function url(schemes: readonly string[], example: string) {
     .refine(isUrl, { error: (issue) => `"${maskUrl(String(issue.input))}" is not a URL such as ${example}` });
 }
 
-/** A URL that can be shown: its password and its query are not. Of what is no URL, the scheme is shown and no more. */
+/** A URL that can be shown: its password, its query and its fragment are not. Of what is no URL, only the scheme is. */
 export function maskUrl(text: string): string {
+  if (isRedisUrl(text)) return maskRedisUrl(text);
   if (!URL.canParse(text)) return text.replace(/^([a-z+]{1,20}:\/\/).*@.*$/is, "$1***").slice(0, 100);
   const url = new URL(text);
   if (url.password !== "") url.password = "***";
   if (url.search !== "") url.search = "?***";
-  return url.username === "" && url.password === "" && url.search === "" ? text : url.href;
+  // An unescaped "#" in a password begins a fragment.
+  if (url.hash !== "") url.hash = "#***";
+  if (url.username !== "" || url.password !== "" || url.search !== "" || url.hash !== "") text = url.href;
+  return url.host === "" ? text.replace(/\/\/.*@/s, "//***@") : text;
 }
 
 export const secret = z.string().min(MIN_SECRET_LENGTH, {

@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { parseDocument } from "yaml";
+import { PLAINTEXT } from "../core/store.ts";
 import { type Config, compile } from "./compile.ts";
 import { maskUrl } from "./fields.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
@@ -74,11 +75,18 @@ function interpolate(value: unknown, path: Path, environment: Environment, probl
 /** The effective configuration as it can be shown: no secret, no token, no password. */
 export function maskSettings(settings: Settings): Settings {
   const mask = (secret: string) => `*** (${secret.length} characters)`;
-  const { admin, session } = settings;
+  const { admin, session, store } = settings;
   return {
     ...settings,
     admin: { ...admin, ...(admin.token !== undefined && { token: mask(admin.token) }) },
-    store: maskUrl(settings.store),
-    session: { ...session, cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) } },
+    store:
+      typeof store === "string"
+        ? maskUrl(store)
+        : { primary: maskUrl(store.primary), fallback: maskUrl(store.fallback) },
+    session: {
+      ...session,
+      cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) },
+      encryptionKeys: session.encryptionKeys.map((key) => (key === PLAINTEXT ? key : mask(key))),
+    },
   };
 }

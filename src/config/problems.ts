@@ -28,12 +28,7 @@ export function formatPath(path: Path): string {
 /** Keys of the configuration contract that this version does not have yet: not mistakes, but not obeyed either. */
 const PLANNED: ReadonlySet<string> = new Set([
   "workers",
-  "cache",
   "listen.tls",
-  "session.bind",
-  "session.onMismatch",
-  "session.maxPerUser",
-  "session.encryptionKeys",
   "routes[].upstream.balance",
   "routes[].upstream.health",
 ]);
@@ -41,6 +36,14 @@ const PLANNED: ReadonlySet<string> = new Set([
 /** Lines for a schema error; an unknown key comes with the nearest known one. */
 export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {
   return issues.flatMap((issue) => {
+    if (issue.code === "invalid_union") {
+      // Of the forms that a value may have, the one of its kind knows what is wrong; if there is none, all are named.
+      const meant = issue.errors.find((errors) =>
+        errors.every(({ code, path }) => path.length > 0 || code === "unrecognized_keys"),
+      );
+      if (meant !== undefined)
+        return describeIssues(meant.map((inner) => ({ ...inner, path: [...issue.path, ...inner.path] })));
+    }
     if (issue.code !== "unrecognized_keys") return [`${formatPath(issue.path)}: ${issue.message}`];
     const known = knownKeys(issue.path);
     return issue.keys.map((key) => {

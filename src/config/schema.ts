@@ -9,9 +9,11 @@ import {
 } from "../core/header-names.ts";
 import { MAX_IDENTITY_HEADERS } from "../core/identity.ts";
 import { parsePointer } from "../core/json.ts";
-import { STORE_SCHEMES } from "../core/store.ts";
-import { duration, hostname, isCidr, secret, url, whole } from "./fields.ts";
-import { parseDuration } from "./units.ts";
+import { isRedisUrl, parseRedisUrl } from "../core/redis-url.ts";
+import { BINDINGS } from "../core/session.ts";
+import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
+import { parseDuration } from "../core/units.ts";
+import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, secret, size, url, whole } from "./fields.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
@@ -99,13 +101,46 @@ const session = z
       .default("12h")
       .describe("A session ends this long after the login, whatever its use."),
     cookie,
+    codec: z
+      .enum(["json", "msgpack"])
+      .default("json")
+      .describe("How sessions are written. What was written before is read, whatever this says."),
+    encryptionKeys: z
+      .array(
+        z.string().refine((text) => text === PLAINTEXT || text.length >= MIN_SECRET_LENGTH, {
+          error: `must have at least ${MIN_SECRET_LENGTH} characters, or be the word ${PLAINTEXT}; make one with: openssl rand -base64 32`,
+        }),
+      )
+      .default([])
+      .describe(
+        "Secrets for encryption at rest (AES-256-GCM): the first encrypts, all decrypt. None: sessions are stored as they are. User ids and times stand beside a session in the clear. With any, a session that is not encrypted is refused, or somebody who can write to the store could make one; the word `plaintext` in the list permits it: `[KEY, plaintext]` reads old sessions while encryption is introduced, `[plaintext, KEY]` writes plain text while it is taken away. Take `plaintext` or an old key out when `absoluteTimeout` has passed. Of several gateways on one store each has to know a key before the first one encrypts with it: put a new key last everywhere, and then first.",
+      ),
+    layout: z
+      .enum(["blob", "fields"])
+      .default("blob")
+      .describe(
+        "In Redis: all attributes of a session together, or a hash field for each, so that a small change to a large session writes little. Either is read, whatever is configured.",
+      ),
+    bind: z
+      .enum(BINDINGS)
+      .default("none")
+      .describe(
+        "What of the client that began a session the others have to share: the `User-Agent`, the network (/24 of IPv4, /48 of IPv6), or both.",
+      ),
+    onMismatch: z
+      .enum(["log", "deny"])
+      .default("log")
+      .describe("What happens when they do not: it is logged and counted, or the session is not believed either."),
+    maxPerUser: whole(0, 1000)
+      .default(0)
+      .describe("Sessions that one user may have; a login beyond that ends the oldest. 0: no limit."),
   })
   .refine((value) => (parseDuration(value.idleTimeout) ?? 0) <= (parseDuration(value.absoluteTimeout) ?? Infinity), {
     path: ["idleTimeout"],
     error: "must not be longer than absoluteTimeout",
   })
   .prefault({})
-  .describe("How long sessions live, and the cookie.");
+  .describe("How long sessions live, how they are stored, and the cookie.");
 
 const RESERVED_HEADERS = new Set([
   "host",
@@ -256,6 +291,12 @@ const route = z
       )
       .default(401)
       .describe("`401`, or `{ redirect: /login }` for page navigations (scripts get 401 all the same)."),
+    onOutage: z
+      .union([z.literal(503), z.literal("anonymous")], { error: "must be 503 or anonymous" })
+      .default(503)
+      .describe(
+        "With `session: optional`, while the store does not answer: `503` for whoever brings a cookie, or `anonymous`, as if they had none. The cookie is left alone either way.",
+      ),
     write: z
       .array(
         z
@@ -276,9 +317,67 @@ const route = z
         path: ["write"],
         message: 'needs session "optional" or "required": a login has to see the session that it replaces',
       });
+    if (value.session !== "optional" && value.onOutage !== 503)
+      context.addIssue({ code: "custom", path: ["onOutage"], message: 'has a meaning only with session "optional"' });
     if (value.session !== "required" && value.onMissing !== 401)
       context.addIssue({ code: "custom", path: ["onMissing"], message: 'has a meaning only with session "required"' });
   });
+
+const storeUrl = z.string().superRefine((text, context) => {
+  const problem = storeUrlProblem(text);
+  if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
+});
+
+function storeUrlProblem(text: string): string | undefined {
+  const example = "redis://127.0.0.1:6379/0, sqlite:./sessions.db or memory:";
+  if (!STORE_SCHEMES.some((scheme) => text.startsWith(scheme)))
+    return `"${maskUrl(text)}" is not a URL such as ${example}`;
+  if (/^(memory:.|sqlite:$)/.test(text)) return "must be memory: alone, or sqlite: and a file name";
+  if (text.startsWith("module:") && !MODULE_URL.test(text))
+    return "must be module: and a path that begins with ./, ../ or /, or the name of a package";
+  if (!isRedisUrl(text)) return undefined;
+  try {
+    parseRedisUrl(text);
+    return undefined;
+  } catch (error) {
+    return `"${maskUrl(text)}" ${error instanceof Error ? error.message : String(error)}`;
+  }
+}
+
+const store = z
+  .union(
+    [
+      storeUrl,
+      z
+        .strictObject({ primary: storeUrl, fallback: storeUrl })
+        .refine(({ primary, fallback }) => primary !== fallback, {
+          path: ["fallback"],
+          error: "must be another store than primary",
+        }),
+    ],
+    { error: "must be a URL, or { primary: URL, fallback: URL }" },
+  )
+  .default("sqlite:./sessions.db")
+  .describe(
+    "Where sessions live: `redis://user:password@host:port/db`, `redis+sentinel://h1:26379,h2:26379/mymaster`, `redis+cluster://h1:7000,h2:7000` (each with `rediss` for TLS; parameters in [docs/redis.md](redis.md)), `sqlite:FILE`, `memory:`, or `module:./my-store.js`: [a store of your own](custom-stores.md). Files are relative to the working directory. `{ primary: URL, fallback: URL }` replaces a store with nobody logged out: new sessions begin in `primary`, and those of `fallback` are moved there as they are used. Change all gateways at once: one that only knows the old store does not find what has been moved.",
+  );
+
+const cache = z
+  .strictObject({
+    maxBytes: size({ min: "0B", max: "64GiB" })
+      .default("64MiB")
+      .describe("About how much memory the sessions in the near cache may take; `0B` turns it off."),
+    maxAge: duration({ min: "10ms", max: "1h" })
+      .default("30s")
+      .describe("How long after it was read a cached session may be used, whatever the store tells or does not tell."),
+    staleOnOutage: duration({ min: "0s", max: "24h" })
+      .default("0s")
+      .describe(
+        "While the store does not answer: how long beyond `maxAge` a session that was cached may still be used. Such requests carry `X-Coatcheck-Session: stale; age=SECONDS` to the application. `0s`: not at all, 503 instead.",
+      ),
+  })
+  .prefault({})
+  .describe("The near cache: sessions kept in this process, as long as the store tells of every change (Redis does).");
 
 const observe = z
   .strictObject({
@@ -335,14 +434,8 @@ export const settingsSchema = z
   .strictObject({
     listen,
     admin,
-    store: url(STORE_SCHEMES, "redis://127.0.0.1:6379/0, sqlite:./sessions.db or memory:")
-      .refine((text) => text === "memory:" || !/^(memory:|sqlite:$)/.test(text), {
-        error: "must be memory: alone, or sqlite: and a file name",
-      })
-      .default("sqlite:./sessions.db")
-      .describe(
-        "Where sessions live: `redis://` or `rediss://` (host, port, database, user and password), `sqlite:FILE`, or `memory:`.",
-      ),
+    store,
+    cache,
     session,
     identity,
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),

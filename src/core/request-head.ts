@@ -22,7 +22,7 @@ const READ = [
 type ReadName = (typeof READ)[number];
 
 /** Names that are read and passed on as they are. */
-const PEEKED = ["accept", "sec-fetch-mode"] as const;
+const PEEKED = ["accept", "sec-fetch-mode", "user-agent"] as const;
 type PeekedName = (typeof PEEKED)[number];
 
 /** What happens to a header, decided by its name alone. */
@@ -103,6 +103,7 @@ export class RequestHead {
   forwardedHost: string | undefined = undefined;
   accept: string | undefined = undefined;
   secFetchMode: string | undefined = undefined;
+  userAgent: string | undefined = undefined;
 
   /** Whether content follows (RFC 9112 §6.3). */
   get hasContent(): boolean {
@@ -150,6 +151,10 @@ function readField(
       return;
     case "sec-fetch-mode":
       head.secFetchMode = value;
+      head.kept.push(name, value);
+      return;
+    case "user-agent":
+      head.userAgent = value;
       head.kept.push(name, value);
       return;
     case "hop-by-hop":

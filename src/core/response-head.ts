@@ -118,3 +118,24 @@ function removeListed(fields: string[], connection: string): void {
 function latin1(octets: Buffer | string): string {
   return typeof octets === "string" ? octets : octets.toString("latin1");
 }
+
+/** What allows a cache that serves many people to keep a response, or tells it to. */
+const SHARED_CACHE_FIELDS = /^(surrogate-control|x-accel-expires|(?:[a-z0-9-]+-)?cdn-cache-control)$/i;
+const SHARED_DIRECTIVES = /^(public|s-maxage|private)(=|$)/i;
+
+/**
+ * Adds the session cookie, and sees to it that no shared cache keeps the response: RFC 9111 §7.3 lets one store a
+ * `Set-Cookie` and hand it to somebody else.
+ */
+export function addSessionCookie(fields: string[], setCookie: string): void {
+  const directives: string[] = [];
+  for (let i = fields.length - 2; i >= 0; i -= 2) {
+    const name = (fields[i] as string).toLowerCase();
+    if (name !== "cache-control" && !SHARED_CACHE_FIELDS.test(name)) continue;
+    if (name === "cache-control")
+      directives.unshift(...(fields[i + 1] as string).split(",").map((item) => item.trim()));
+    fields.splice(i, 2);
+  }
+  const kept = directives.filter((directive) => directive !== "" && !SHARED_DIRECTIVES.test(directive));
+  fields.push("cache-control", ["private", ...kept].join(", "), "set-cookie", setCookie);
+}

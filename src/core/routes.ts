@@ -14,6 +14,8 @@ export interface Route {
   readonly session: SessionPolicy;
   /** Where page navigations without a session are sent; `undefined`: everybody gets 401. */
   readonly loginRedirect: string | undefined;
+  /** What becomes of a request with a cookie while the store does not answer, where nobody has to be signed in. */
+  readonly onOutage: "503" | "anonymous";
   /** Session keys that this upstream may write; `undefined`: it may not command the session at all. */
   readonly write: ReadonlySet<string> | undefined;
   /** Position in the configuration: the index of the upstream and of the metrics that belong to the route. */

@@ -21,6 +21,10 @@ export interface SessionUser {
 
 export type SessionData = Readonly<Record<string, Json>>;
 
+/** What of its client a session can be bound to. */
+export const BINDINGS = ["none", "user-agent", "ip-prefix", "both"] as const;
+export type Binding = (typeof BINDINGS)[number];
+
 /** Who began a session, as far as it can be told apart: for the list of a user's sessions, and for `session.bind`. */
 export interface SessionClient {
   /** IP address in text form; empty when it is not known. */

@@ -1,4 +1,5 @@
 import type { Json } from "./json.ts";
+import { REDIS_SCHEMES } from "./redis-url.ts";
 import type { AttributeChanges, FindResult, Session, SessionData, SessionKey } from "./session.ts";
 
 /** In-process stores answer at once, the others with a promise: a hit in SQLite should not cost one. */
@@ -51,12 +52,39 @@ export interface ScanPage {
   readonly cursor?: string;
 }
 
+/** Why a store gave no answer: a closed set, for labels. */
+export const STORE_FAILURES = [
+  "timeout",
+  "closed",
+  "loading",
+  "readonly",
+  "moved",
+  "cluster-down",
+  "master-down",
+  "not-authorized",
+  "out-of-memory",
+  "busy",
+  "breaker",
+  "other",
+] as const;
+export type StoreFailure = (typeof STORE_FAILURES)[number];
+
+/** Told of what happens between a store and its server, beside the answers. */
+export interface StoreObserver {
+  /** An attempt got no answer. `breaker`: none was made, because the ones before it had none. */
+  failed(reason: StoreFailure): void;
+  connection(connection: "data" | "tracking" | "messages", event: "ready" | "lost"): void;
+  /** How many servers are given a rest, because several attempts in a row had no answer. */
+  resting(servers: number): void;
+}
+
 /**
  * What a store says about changes that others make.
  * `tracking`: the server itself tells of every change. `messages`: the server refuses that, and the other gateways tell
  * of theirs. `lost`: nobody tells at the moment. `refused`: nobody will.
  */
-export type FeedState = "tracking" | "messages" | "lost" | "refused";
+export const FEED_STATES = ["tracking", "messages", "lost", "refused"] as const;
+export type FeedState = (typeof FEED_STATES)[number];
 
 /** Told of changes to sessions, whoever made them; how a copy in this process stays true. */
 export interface ChangeListener {
@@ -90,6 +118,7 @@ export interface SessionStore {
   commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
   /** Moves the expiry of a live session, and its last use to now; never creates a key and changes nothing else. */
   touch(key: SessionKey, expiresAt: number): MaybePromise<"touched" | "unknown">;
+  /** Ends a session. It is `unknown` then, or `expired` for a while in a store that has to keep its place taken. */
   destroy(key: SessionKey): MaybePromise<"destroyed" | "unknown">;
   /** The live sessions of a user, newest first, at most 1000. */
   byUser(userId: string): MaybePromise<readonly SessionEntry[]>;
@@ -123,5 +152,14 @@ export interface SessionStore {
   clear(key: SessionKey): MaybePromise<AttributeResult>;
 }
 
+/** In place of a key in `session.encryptionKeys`: what is not encrypted is read, or written when this comes first. */
+export const PLAINTEXT = "plaintext";
+
 /** What the `store:` of the configuration may begin with. */
-export const STORE_SCHEMES = ["redis:", "rediss:", "sqlite:", "memory:"] as const;
+export const STORE_SCHEMES = [...REDIS_SCHEMES, "sqlite:", "memory:", "module:"] as const;
+
+/** `kind` of the stores that come with Coatcheck; a custom store has another. */
+export const BUILT_IN_STORES: readonly string[] = ["memory", "sqlite", "redis"];
+
+/** `module:`, then a path that begins with `./`, `../` or `/`, or the name of a package; perhaps `?` and parameters. */
+export const MODULE_URL = /^module:(\.{0,2}\/[^?]+|(?:@[\w.~-]+\/)?\w[\w.~-]*(?:\/[\w.~-]+)*)(?:\?(.*))?$/s;

@@ -1,5 +1,5 @@
 import type { Exchange } from "./exchange.ts";
-import { clientAddressOf, nodeIdentifier, type Peer, type TrustedProxies } from "./peer.ts";
+import { nodeIdentifier, type Peer } from "./peer.ts";
 import type { RequestHead } from "./request-head.ts";
 import type { RequestTarget } from "./request-target.ts";
 import { formatTraceParent, newSpanId } from "./trace-context.ts";
@@ -17,7 +17,6 @@ export function upstreamFields(
   target: RequestTarget,
   cookies: string | undefined,
   peer: Peer,
-  trusted: TrustedProxies,
   exchange: Exchange,
 ): string[] {
   const fields = head.kept;
@@ -33,7 +32,7 @@ export function upstreamFields(
   if (exchange.method === "OPTIONS" && head.maxForwards !== undefined) {
     fields.push("max-forwards", String(Number(head.maxForwards) - 1));
   }
-  pushForwarded(fields, head, target, peer, trusted, exchange);
+  pushForwarded(fields, head, target, peer, exchange);
   return fields;
 }
 
@@ -43,14 +42,9 @@ function pushForwarded(
   head: RequestHead,
   target: RequestTarget,
   peer: Peer,
-  trusted: TrustedProxies,
   exchange: Exchange,
 ): void {
-  let forwardedFor = peer.address;
-  if (head.forwardedFor !== undefined) {
-    exchange.clientAddress = clientAddressOf(peer, head.forwardedFor, trusted);
-    forwardedFor = `${head.forwardedFor}, ${peer.address}`;
-  }
+  const forwardedFor = head.forwardedFor === undefined ? peer.address : `${head.forwardedFor}, ${peer.address}`;
   if (head.forwardedProto === "https" || head.forwardedProto === "http") exchange.scheme = head.forwardedProto;
   const told = head.forwardedHost;
   const host = told !== undefined && PLAIN_HOST.test(told) ? told : target.authority;

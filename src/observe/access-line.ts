@@ -18,6 +18,7 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
     `,"${A.decision}":"${exchange.decision}","duration_s":${durationMs / 1000}` +
     `,"bytes_in":${exchange.requestBytes},"bytes_out":${exchange.responseBytes}`;
   if (route !== undefined) line += `,"${A.route}":${JSON.stringify(route.id)}`;
+  if (exchange.sessionSource !== undefined) line += `,"${A.sessionSource}":"${exchange.sessionSource}"`;
   if (handle !== undefined) line += `,"handle":"${handle}"`;
   if (upstream !== undefined) line += `,"upstream":"${upstream}"`;
   if (error !== undefined) line += `,"${A.errorType}":"${error}","error_message":${JSON.stringify(errorMessage ?? "")}`;

@@ -22,10 +22,20 @@ export class InstrumentedStore implements SessionStore {
   readonly #store: SessionStore;
   readonly #metrics: Metrics;
   readonly #onAnswer: (up: boolean) => void;
+  readonly #onWritten: (key: SessionKey) => void;
 
-  /** @param onAnswer told after each operation whether the store answered. */
-  constructor(store: SessionStore, metrics: Metrics, onAnswer: (up: boolean) => void) {
+  /**
+   * @param onAnswer told after each operation whether the store answered.
+   * @param onWritten told after each operation that may have changed a session, also if it failed.
+   */
+  constructor(
+    store: SessionStore,
+    metrics: Metrics,
+    onAnswer: (up: boolean) => void,
+    onWritten: (key: SessionKey) => void,
+  ) {
     this.kind = store.kind;
+    this.#onWritten = onWritten;
     this.#store = store;
     this.#metrics = metrics;
     this.#onAnswer = onAnswer;
@@ -60,19 +70,19 @@ export class InstrumentedStore implements SessionStore {
   }
 
   create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict"> {
-    return this.#measure("create", itself, () => this.#store.create(key, session));
+    return this.#measure("create", itself, () => this.#store.create(key, session), key);
   }
 
   commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome> {
-    return this.#measure("commit", itself, () => this.#store.commit(key, session));
+    return this.#measure("commit", itself, () => this.#store.commit(key, session), key);
   }
 
   touch(key: SessionKey, expiresAt: number): MaybePromise<"touched" | "unknown"> {
-    return this.#measure("touch", itself, () => this.#store.touch(key, expiresAt));
+    return this.#measure("touch", itself, () => this.#store.touch(key, expiresAt), key);
   }
 
   destroy(key: SessionKey): MaybePromise<"destroyed" | "unknown"> {
-    return this.#measure("destroy", itself, () => this.#store.destroy(key));
+    return this.#measure("destroy", itself, () => this.#store.destroy(key), key);
   }
 
   byUser(userId: string): MaybePromise<readonly SessionEntry[]> {
@@ -104,28 +114,36 @@ export class InstrumentedStore implements SessionStore {
   }
 
   set(key: SessionKey, name: string, value: Json): MaybePromise<AttributeResult> {
-    return this.#measure("set", outcomeOf, () => this.#store.set(key, name, value));
+    return this.#measure("set", outcomeOf, () => this.#store.set(key, name, value), key);
   }
 
   setAll(key: SessionKey, changes: AttributeChanges, base?: Session): MaybePromise<AttributeResult> {
-    return this.#measure("setAll", outcomeOf, () => this.#store.setAll(key, changes, base));
+    return this.#measure("setAll", outcomeOf, () => this.#store.setAll(key, changes, base), key);
   }
 
   remove(key: SessionKey, name: string): MaybePromise<AttributeResult> {
-    return this.#measure("remove", outcomeOf, () => this.#store.remove(key, name));
+    return this.#measure("remove", outcomeOf, () => this.#store.remove(key, name), key);
   }
 
   clear(key: SessionKey): MaybePromise<AttributeResult> {
-    return this.#measure("clear", outcomeOf, () => this.#store.clear(key));
+    return this.#measure("clear", outcomeOf, () => this.#store.clear(key), key);
   }
 
-  #measure<T>(operation: string, status: (answer: T) => string, ask: () => MaybePromise<T>): MaybePromise<T> {
+  /** @param written the session that the operation may change. */
+  #measure<T>(
+    operation: string,
+    status: (answer: T) => string,
+    ask: () => MaybePromise<T>,
+    written?: SessionKey,
+  ): MaybePromise<T> {
     const startedMs = performance.now();
     const answered = (answer: T): T => {
+      if (written !== undefined) this.#onWritten(written);
       this.#count(operation, status(answer), startedMs, isUp(answer));
       return answer;
     };
     const failed = (error: unknown): never => {
+      if (written !== undefined) this.#onWritten(written);
       this.#count(operation, "error", startedMs, false);
       throw error;
     };

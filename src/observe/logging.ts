@@ -67,7 +67,7 @@ export class Log {
 
   /** Something about the gateway itself. @param fields names and values that are safe to show. */
   event(
-    level: "info" | "warn" | "error",
+    level: "debug" | "info" | "warn" | "error",
     event: string,
     message: string,
     fields: Readonly<Record<string, unknown>> = {},

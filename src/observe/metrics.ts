@@ -1,8 +1,14 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import type { Exchange } from "../core/exchange.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
+import { FEED_STATES, type FeedState, type StoreFailure } from "../core/store.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
+
+export interface CacheSize {
+  readonly entries: number;
+  readonly bytes: number;
+}
 
 /**
  * The registry, filled from exchanges. It is always OpenMetrics: prom-client loses the `_total` of counters when the
@@ -20,10 +26,19 @@ export class Metrics {
   readonly #events = this.#counter("coatcheck_session_events_total");
   readonly #touchesDropped = this.#counter("coatcheck_session_touches_dropped_total");
   readonly #storeUp = this.#gauge("coatcheck_session_store_up");
+  readonly #storeFailures = this.#counter("coatcheck_session_store_failures_total");
+  readonly #storeConnections = this.#counter("coatcheck_session_store_connections_total");
+  readonly #storeResting = this.#gauge("coatcheck_session_store_resting");
+  readonly #cacheEvictions = this.#counter("coatcheck_session_cache_evictions_total");
+  readonly #cacheInvalidations = this.#counter("coatcheck_session_cache_invalidations_total");
+  readonly #feed = this.#gauge("coatcheck_session_feed");
+  readonly #changeDelay = this.#histogram("coatcheck_session_change_delay_seconds");
+  readonly #revocationDelay = this.#histogram("coatcheck_session_revocation_delay_seconds").add("", {});
   readonly #stripped = this.#counter("coatcheck_headers_stripped_total");
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
+  #cache: CacheSize = { entries: 0, bytes: 0 };
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
 
   constructor(build: { readonly version: string; readonly nodeVersion: string }) {
@@ -36,6 +51,13 @@ export class Metrics {
           if (value !== undefined) this.set({ http_request_method: method, url_scheme: scheme }, value);
         }
       }
+    });
+    const cache = () => this.#cache;
+    this.#gauge("coatcheck_session_cache_entries", function collect(this: Gauge) {
+      this.set(cache().entries);
+    });
+    this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
+      this.set(cache().bytes);
     });
     collectDefaultMetrics({ register: this.#registry });
   }
@@ -65,7 +87,9 @@ export class Metrics {
       this.#clientSeries(exchange).observe(upstreamMs / 1000, traceId);
     }
     this.#overheadSeries.observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
-    if (exchange.session !== "not-asked") this.#resolutions.inc({ outcome: exchange.session });
+    if (exchange.session !== "not-asked") {
+      this.#resolutions.inc({ outcome: exchange.session, source: exchange.sessionSource ?? "none" });
+    }
     if (exchange.stripped !== undefined) {
       for (const [stripClass, count] of Object.entries(exchange.stripped))
         this.#stripped.inc({ class: stripClass }, count);
@@ -109,6 +133,43 @@ export class Metrics {
     const key = `${operation} ${store}`;
     const series = this.#operationDuration.find(key) ?? this.#operationDuration.add(key, { operation, store });
     series.observe(seconds);
+  }
+
+  storeFailed(reason: StoreFailure): void {
+    this.#storeFailures.inc({ reason });
+  }
+
+  storeConnection(connection: string, event: string): void {
+    this.#storeConnections.inc({ connection, event });
+  }
+
+  storeResting(servers: number): void {
+    this.#storeResting.set(servers);
+  }
+
+  /** @param cache asked at each scrape. */
+  watchCache(cache: CacheSize): void {
+    this.#cache = cache;
+  }
+
+  cacheEvicted(): void {
+    this.#cacheEvictions.inc();
+  }
+
+  cacheInvalidated(): void {
+    this.#cacheInvalidations.inc();
+  }
+
+  changeFeed(current: FeedState): void {
+    for (const state of FEED_STATES) this.#feed.set({ state }, state === current ? 1 : 0);
+  }
+
+  changeDelay(by: string, seconds: number): void {
+    (this.#changeDelay.find(by) ?? this.#changeDelay.add(by, { by })).observe(seconds);
+  }
+
+  revocationDelay(seconds: number): void {
+    this.#revocationDelay.observe(seconds);
   }
 
   storeUp(store: string, up: boolean): void {

@@ -50,10 +50,10 @@ export const METRICS = {
   },
   coatcheck_session_resolutions_total: {
     type: "counter",
-    help: "Session look-ups by what was found.",
-    labels: ["outcome"],
+    help: "Session look-ups by what was found and where.",
+    labels: ["outcome", "source"],
     advice:
-      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `ambiguous`: two live cookies of one name, one of them perhaps planted by a neighbouring host. `unavailable`: the store is down; nobody has been logged out.",
+      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `ambiguous`: two live cookies of one name, one of them perhaps planted by a neighbouring host. `unavailable`: the store is down; nobody has been logged out. `newer`: written by a later version, as during a rollout. `mismatch`: used by another client than it was begun by (`session.bind`). `source`: `cache`, `coalesced` (another request had asked already), `store`, `stale` (from before an outage), `none` (nobody had to be asked).",
   },
   coatcheck_session_operations_total: {
     type: "counter",
@@ -85,6 +85,72 @@ export const METRICS = {
     help: "Whether the session store answered last time (1) or not (0).",
     labels: ["store"],
     advice: "0: requests that need a session get 503, cookies are left alone, and everything goes on when it is back.",
+  },
+  coatcheck_session_store_failures_total: {
+    type: "counter",
+    help: "Attempts that the session store gave no answer to, by reason.",
+    labels: ["reason"],
+    advice:
+      "`timeout`: it hangs or is overloaded. `closed`: it is down or cannot be reached. `loading`, `readonly`, `master-down`, `cluster-down`: a restart or a failover; it passes. `moved` in numbers: a cluster is addressed as a single server. `not-authorized`: the user, the password or the rights. `out-of-memory`: nobody can log in. `breaker`: requests that were spared the wait.",
+  },
+  coatcheck_session_store_connections_total: {
+    type: "counter",
+    help: "Connections to the session store that became ready or were lost.",
+    labels: ["connection", "event"],
+    advice: "`lost` going up steadily: something between here and the store cuts connections.",
+  },
+  coatcheck_session_store_resting: {
+    type: "gauge",
+    help: "Servers of the session store that are not asked, because they have not answered lately.",
+    labels: [],
+    advice: "Above 0: an outage, in a cluster perhaps of one node. It is asked in the background until it answers.",
+  },
+  coatcheck_session_cache_entries: {
+    type: "gauge",
+    help: "Sessions in the near cache.",
+    labels: [],
+    advice: "Much fewer than active users: see evictions, and `cache.maxAge`.",
+  },
+  coatcheck_session_cache_bytes: {
+    type: "gauge",
+    help: "About how much memory they take, bytes.",
+    labels: [],
+    advice: "Near `cache.maxBytes` with evictions: raise it, or store less in a session.",
+  },
+  coatcheck_session_cache_evictions_total: {
+    type: "counter",
+    help: "Sessions that left the near cache for want of room.",
+    labels: [],
+    advice: "Each is one more look-up later on.",
+  },
+  coatcheck_session_cache_invalidations_total: {
+    type: "counter",
+    help: "Sessions that left the near cache because they were changed.",
+    labels: [],
+    advice:
+      "About one a minute for each active session is the touch; many more: something writes the sessions all the time.",
+  },
+  coatcheck_session_feed: {
+    type: "gauge",
+    help: "How the session store tells of changes: 1 for the current state, 0 for the others.",
+    labels: ["state"],
+    advice:
+      "`tracking` is the normal state. `messages`: the server refuses CLIENT TRACKING. `lost`: the near cache is bypassed. `refused`: it is off.",
+  },
+  coatcheck_session_change_delay_seconds: {
+    type: "histogram",
+    help: "How long a change of our own took to come back from the store, measured once a second.",
+    labels: ["by"],
+    buckets: FINE_BUCKETS,
+    advice:
+      "How old a cached session can be, in the normal state. Rises with the load of the store and of this process.",
+  },
+  coatcheck_session_revocation_delay_seconds: {
+    type: "histogram",
+    help: "From the end of a session, on whichever instance, to the moment when this one knew; by both clocks.",
+    labels: [],
+    buckets: FINE_BUCKETS,
+    advice: "Should stay below 50 ms. Clocks that differ between machines show here.",
   },
   coatcheck_headers_stripped_total: {
     type: "counter",
@@ -136,6 +202,7 @@ export const ATTRIBUTES = {
   serverAddress: "server.address",
   serverPort: "server.port",
   sessionOutcome: "coatcheck.session.outcome",
+  sessionSource: "coatcheck.session.source",
   handle: "coatcheck.session.handle",
   decision: "coatcheck.policy.decision",
   source: "coatcheck.response.source",

@@ -1,4 +1,7 @@
 import type { Exchange } from "../core/exchange.ts";
+import type { SessionKey } from "../core/session.ts";
+import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
+import { InstrumentedStore } from "./instrumented-store.ts";
 import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
@@ -60,6 +63,56 @@ export class Observer {
     this.log.sessionEvent(event, exchange);
   }
 
+  /** The store, counted and timed. @param onWritten see `InstrumentedStore`. */
+  instrument(store: SessionStore, onWritten: (key: SessionKey) => void): SessionStore {
+    let up: boolean | undefined;
+    const onAnswer = (answered: boolean): void => {
+      if (answered === up) return;
+      if (up !== undefined || !answered) {
+        const [level, event, text] = answered
+          ? (["info", "store.up", "session store answers again"] as const)
+          : (["error", "store.down", "session store does not answer"] as const);
+        this.log.event(level, event, text, { store: store.kind });
+      }
+      up = answered;
+      this.metrics.storeUp(store.kind, answered);
+    };
+    return new InstrumentedStore(store, this.metrics, onAnswer, onWritten);
+  }
+
+  storeObserver(): StoreObserver {
+    return {
+      failed: (reason) => this.metrics.storeFailed(reason),
+      connection: (connection, event) => {
+        this.metrics.storeConnection(connection, event);
+        this.log.event("debug", `store.connection-${event}`, `${connection} connection ${event}`);
+      },
+      resting: (servers) => {
+        this.metrics.storeResting(servers);
+        const level = servers > 0 ? "warn" : "info";
+        this.log.event(level, "store.resting", `${servers} servers of the session store are given a rest`, { servers });
+      },
+    };
+  }
+
+  /** What the near cache tells, in the shape that it asks for. */
+  cacheObserver() {
+    let before: FeedState | undefined;
+    return {
+      evicted: () => this.metrics.cacheEvicted(),
+      invalidated: () => this.metrics.cacheInvalidated(),
+      feed: (state: FeedState) => {
+        this.metrics.changeFeed(state);
+        const [level, text] = FEED_MESSAGES[state];
+        // It begins like that: nothing has been lost.
+        if (before !== undefined || state !== "lost") this.log.event(level, "store.feed", text, { feed: state });
+        before = state;
+      },
+      changeDelay: (by: string, ms: number) => this.metrics.changeDelay(by, ms / 1000),
+      revocationDelay: (ms: number) => this.metrics.revocationDelay(ms / 1000),
+    };
+  }
+
   /** Sends what is gathered; a collector that does not answer is not waited for longer than `timeoutMs`. */
   async close(timeoutMs: number): Promise<void> {
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
@@ -67,3 +120,13 @@ export class Observer {
     this.log.close();
   }
 }
+
+const FEED_MESSAGES: Readonly<Record<FeedState, readonly ["info" | "warn", string]>> = {
+  tracking: ["info", "near cache on: the store tells of every change"],
+  messages: [
+    "warn",
+    "near cache on published messages and cache.maxAge alone: the store refuses CLIENT TRACKING; changes made by other programs are seen late",
+  ],
+  lost: ["warn", "near cache bypassed: the store cannot be heard telling of changes"],
+  refused: ["warn", "near cache off: the store refuses CLIENT TRACKING and SUBSCRIBE; each request reads the store"],
+};

@@ -20,6 +20,7 @@ export function renderRecord(exchange: Exchange) {
       cookie: exchange.cookie,
       cookieSecret: exchange.cookieSecret,
       outcome: exchange.session,
+      source: exchange.sessionSource,
       handle: exchange.handle,
       decision: exchange.decision,
     },

@@ -1,10 +1,11 @@
-import { ProxyError } from "../core/errors.ts";
+import { ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { Exchange, WriteBackCommand } from "../core/exchange.ts";
 import { type Json, sameJson } from "../core/json.ts";
 import {
   type AttributeChanges,
   handleOf,
   type Session,
+  type SessionClient,
   type SessionKey,
   type SessionUser,
   withChanges,
@@ -21,13 +22,15 @@ const RETIRE_ATTEMPTS = 8;
 const MAX_SIBLINGS = 8;
 const MAX_ENDED_TOGETHER = 64;
 
-export const SESSION_EVENTS = ["created", "rotated", "ended", "expired", "revoked"] as const;
+export const SESSION_EVENTS = ["created", "rotated", "ended", "expired", "evicted", "mismatch", "revoked"] as const;
 export type SessionEvent = (typeof SESSION_EVENTS)[number];
 
 export interface Lifecycle {
   readonly store: SessionStore;
   readonly cookie: SessionCookie;
   readonly expiry: ExpiryPolicy;
+  /** Sessions of one user; the oldest end when there are more. 0: no limit. */
+  readonly maxPerUser: number;
   readonly now: () => number;
   readonly onEvent: (event: SessionEvent, exchange: Exchange) => void;
 }
@@ -42,12 +45,21 @@ export async function obey(
   lifecycle: Lifecycle,
   commands: SessionCommands,
   resolution: Resolution,
+  client: SessionClient,
   exchange: Exchange,
 ): Promise<string | undefined> {
+  // Nobody knows which session this would replace, write to or end. It fails as a whole, not half-way.
+  if (resolution.outcome === "unavailable") {
+    for (const command of ["start", "set", "end"] as const) {
+      if (commands[command] !== undefined) exchange.countWriteBack(command, "failed");
+    }
+    throw storeUnavailable(resolution.error);
+  }
   if (commands.end !== undefined) return endSession(lifecycle, commands.end, resolution, exchange);
   if (commands.start !== undefined) {
     const { user, data } = commands.start;
-    const cookie = await startSession(lifecycle, user, { ...data, ...commands.set }, resolution, exchange);
+    const changes = { ...data, ...commands.set };
+    const cookie = await startSession(lifecycle, user, changes, resolution, client, exchange);
     if (commands.set !== undefined) exchange.countWriteBack("set", "saved");
     return cookie;
   }
@@ -65,20 +77,23 @@ async function startSession(
   user: SessionUser | null,
   changes: AttributeChanges,
   resolution: Resolution,
+  client: SessionClient,
   exchange: Exchange,
 ): Promise<string> {
   const { store, cookie, expiry } = lifecycle;
   const now = lifecycle.now();
   const before = resolution.outcome === "hit" ? resolution.session : undefined;
   const carries = before !== undefined && (before.user === null || before.user.id === user?.id);
-  const { key, setCookie } = cookie.issue();
+  const expiresAt = expiryAfterUse(now, now, expiry);
+  const { key, setCookie } = cookie.issue(expiresAt - now);
   const session: Session = {
     user,
     data: withChanges(carries ? before.data : {}, changes),
     createdAt: now,
-    expiresAt: expiryAfterUse(now, now, expiry),
+    expiresAt,
     usedAt: now,
     version: 1,
+    client,
     ...(resolution.key !== undefined && before !== undefined && { siblings: [resolution.key] }),
   };
   await counted(exchange, "start", async () => {
@@ -92,7 +107,29 @@ async function startSession(
   });
   exchange.handle = handleOf(key);
   lifecycle.onEvent(before === undefined ? "created" : "rotated", exchange);
+  if (user !== null && lifecycle.maxPerUser > 0) await endOldest(lifecycle, user.id, key, exchange);
   return setCookie;
+}
+
+/**
+ * Ends what is beyond `maxPerUser`, the oldest first. Two logins at once agree on which that is. The login itself has
+ * succeeded: a store that fails now is counted, and the next login tries again.
+ */
+async function endOldest(lifecycle: Lifecycle, userId: string, own: SessionKey, exchange: Exchange): Promise<void> {
+  const { store, maxPerUser, onEvent } = lifecycle;
+  try {
+    const current = (await store.byUser(userId)).filter(({ session }) => session.retiresAt === undefined);
+    const oldestFirst = current.toSorted(
+      (a, b) => a.session.createdAt - b.session.createdAt || (a.key < b.key ? -1 : 1),
+    );
+    for (const { key } of oldestFirst.slice(0, Math.max(0, current.length - maxPerUser))) {
+      if (key === own) continue;
+      await destroyWithSiblings(store, key);
+      onEvent("evicted", exchange);
+    }
+  } catch {
+    // The login stands.
+  }
 }
 
 /**

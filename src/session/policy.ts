@@ -6,7 +6,7 @@ import type { Resolution } from "./resolver.ts";
 /** What a route makes of the session that was found. */
 export function decide(route: Route, resolution: Resolution, method: string, head: RequestHead): PolicyDecision {
   if (route.session === "none") return "anonymous";
-  if (resolution.outcome === "unavailable") return "outage";
+  if (resolution.outcome === "unavailable") return route.onOutage === "anonymous" ? "anonymous" : "outage";
   if (resolution.session?.user) return "identified";
   if (route.session === "optional") return "anonymous";
   return route.loginRedirect !== undefined && isNavigation(method, head) ? "login-redirect" : "denied";

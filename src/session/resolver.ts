@@ -1,7 +1,7 @@
 import { type ProxyError, storeUnavailable } from "../core/errors.ts";
-import type { SessionOutcome } from "../core/exchange.ts";
+import type { SessionOutcome, SessionSource } from "../core/exchange.ts";
 import type { FindResult, Session, SessionKey } from "../core/session.ts";
-import type { SessionStore } from "../core/store.ts";
+import type { MaybePromise, SessionStore } from "../core/store.ts";
 import type { PresentedCookie } from "./cookie.ts";
 
 /** The session of a request, or why there is none. An outage is an answer too: the policy decides what it means. */
@@ -11,8 +11,37 @@ export interface Resolution {
   /** With the outcome `ambiguous`: the keys of the live ones. */
   readonly keys?: readonly SessionKey[];
   readonly session?: Session;
-  /** With the outcome `unavailable`. */
+  /** Absent when nobody had to be asked. */
+  readonly source?: SessionSource;
+  /** With the source `stale`: how long ago the session was read, milliseconds. */
+  readonly staleMs?: number;
+  /** With the outcome `unavailable`, and the source `stale`. */
   readonly error?: ProxyError;
+}
+
+/** Where sessions are looked up: a store, or a cache before it. It answers an outage and does not throw it. */
+export interface SessionLookup {
+  find(key: SessionKey): MaybePromise<Resolution>;
+}
+
+/** Asks the store each time: for stores in this process, and those that do not tell of changes. */
+export class StoreLookup implements SessionLookup {
+  readonly #store: Pick<SessionStore, "find">;
+
+  constructor(store: Pick<SessionStore, "find">) {
+    this.#store = store;
+  }
+
+  find(key: SessionKey): MaybePromise<Resolution> {
+    try {
+      const found = this.#store.find(key);
+      return found instanceof Promise
+        ? found.then((result) => resolution(key, result, "store"), outage)
+        : resolution(key, found, "store");
+    } catch (error) {
+      return outage(error);
+    }
+  }
 }
 
 export const NOT_ASKED: Resolution = { outcome: "not-asked" };
@@ -20,41 +49,35 @@ const ABSENT: Resolution = { outcome: "absent" };
 const MALFORMED: Resolution = { outcome: "malformed" };
 
 /**
- * Asks the store for the session of a verified cookie. A cookie that did not verify never gets this far.
- * An in-process store answers at once and costs no promise.
+ * The session of a verified cookie. A cookie that did not verify never gets this far. An answer that is there at once
+ * costs no promise.
  */
-export function resolveSession(store: SessionStore, cookie: PresentedCookie): Resolution | Promise<Resolution> {
+export function resolveSession(lookup: SessionLookup, cookie: PresentedCookie): MaybePromise<Resolution> {
   if (cookie.verdict === "absent") return ABSENT;
   if (cookie.keys.length === 0) return MALFORMED;
-  if (cookie.keys.length > 1) return resolveAmong(store, cookie.keys);
-  const key = cookie.keys[0] as SessionKey;
-  try {
-    const found = store.find(key);
-    return found instanceof Promise ? found.then((result) => resolution(key, result), outage) : resolution(key, found);
-  } catch (error) {
-    return outage(error);
-  }
+  if (cookie.keys.length > 1) return resolveAmong(lookup, cookie.keys);
+  return lookup.find(cookie.keys[0] as SessionKey);
 }
 
 /**
  * Several verified cookies of one name: one is left over from another path or domain, or was planted by a neighbouring
  * host ("cookie tossing"). The one whose session lives is meant; if more than one does, none is believed.
  */
-async function resolveAmong(store: SessionStore, keys: readonly SessionKey[]): Promise<Resolution> {
-  try {
-    const resolutions = await Promise.all(keys.map(async (key) => resolution(key, await store.find(key))));
-    const live = resolutions.filter((candidate) => candidate.outcome === "hit");
-    if (live.length > 1) return { outcome: "ambiguous", keys: live.flatMap(({ key }) => key ?? []) };
-    return live[0] ?? (resolutions[0] as Resolution);
-  } catch (error) {
-    return outage(error);
-  }
+async function resolveAmong(lookup: SessionLookup, keys: readonly SessionKey[]): Promise<Resolution> {
+  const resolutions = await Promise.all(keys.map((key) => lookup.find(key)));
+  const down = resolutions.find((candidate) => candidate.outcome === "unavailable");
+  if (down !== undefined) return down;
+  const live = resolutions.filter((candidate) => candidate.outcome === "hit");
+  if (live.length > 1) return { outcome: "ambiguous", keys: live.flatMap(({ key }) => key ?? []) };
+  return live[0] ?? (resolutions[0] as Resolution);
 }
 
-function resolution(key: SessionKey, found: FindResult): Resolution {
-  return found.outcome === "hit" ? { outcome: "hit", key, session: found.session } : { outcome: found.outcome, key };
+export function resolution(key: SessionKey, found: FindResult, source: SessionSource): Resolution {
+  return found.outcome === "hit"
+    ? { outcome: "hit", key, session: found.session, source }
+    : { outcome: found.outcome, key, source };
 }
 
-function outage(error: unknown): Resolution {
+export function outage(error: unknown): Resolution {
   return { outcome: "unavailable", error: storeUnavailable(error) };
 }

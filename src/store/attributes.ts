@@ -17,6 +17,11 @@ export abstract class AttributesByCommit {
   abstract find(key: SessionKey): MaybePromise<FindResult>;
   abstract commit(key: SessionKey, session: Session): MaybePromise<CommitOutcome>;
 
+  /** `commit`, knowing which attributes are new; a store that keeps each by itself writes only those. */
+  protected commitChanges(key: SessionKey, session: Session, _changes: AttributeChanges): MaybePromise<CommitOutcome> {
+    return this.commit(key, session);
+  }
+
   async get(key: SessionKey, name: string): Promise<Json | undefined> {
     const data = await this.getAll(key);
     return data !== undefined && Object.hasOwn(data, name) ? data[name] : undefined;
@@ -45,29 +50,31 @@ export abstract class AttributesByCommit {
    * are compared: if the other writer changed different ones, both changes survive.
    */
   setAll(key: SessionKey, changes: AttributeChanges, base?: Session): Promise<AttributeResult> {
-    return this.#change(
-      key,
-      base,
-      (data) => withChanges(data, changes),
-      (current) =>
-        base === undefined || Object.keys(changes).every((name) => sameJson(base.data[name], current.data[name])),
-    );
+    const untouched = (current: Session) =>
+      base === undefined || Object.keys(changes).every((name) => sameJson(base.data[name], current.data[name]));
+    return this.#change(key, base, untouched, (session) => {
+      const changed = { ...session, data: withChanges(session.data, changes) };
+      return [changed, () => this.commitChanges(key, changed, changes)];
+    });
   }
 
   clear(key: SessionKey): Promise<AttributeResult> {
     return this.#change(
       key,
       undefined,
-      () => ({}),
       () => true,
+      (session) => {
+        const cleared = { ...session, data: {} };
+        return [cleared, () => this.commit(key, cleared)];
+      },
     );
   }
 
   async #change(
     key: SessionKey,
     base: Session | undefined,
-    change: (data: SessionData) => SessionData,
     compatible: (current: Session) => boolean,
+    change: (next: Session) => [Session, commit: () => MaybePromise<CommitOutcome>],
   ): Promise<AttributeResult> {
     let current = base;
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
@@ -77,8 +84,8 @@ export abstract class AttributesByCommit {
         current = found.session;
         if (!compatible(current)) return { outcome: "conflict" };
       }
-      const session: Session = { ...current, data: change(current.data), version: current.version + 1 };
-      const outcome = await this.commit(key, session);
+      const [session, commit] = change({ ...current, version: current.version + 1 });
+      const outcome = await commit();
       if (outcome === "committed") return { outcome, session };
       if (outcome === "unknown") return { outcome };
       current = undefined;

@@ -1,152 +1,126 @@
-import { Redis } from "ioredis";
-import { storeUnavailable } from "../core/errors.ts";
+import { parseRedisUrl } from "../core/redis-url.ts";
 import {
+  type AttributeChanges,
   EXPIRED_GRACE_MS,
   type FindResult,
   judge,
   MALFORMED,
+  NEWER,
   type Session,
+  type SessionData,
   type SessionKey,
   UNKNOWN,
 } from "../core/session.ts";
-import type { CommitOutcome, ScanOptions, ScanPage, SessionEntry, SessionStore, StoreCheck } from "../core/store.ts";
+import type {
+  ChangeListener,
+  CommitOutcome,
+  ScanOptions,
+  ScanPage,
+  SessionEntry,
+  SessionStore,
+  StoreCheck,
+  StoreObserver,
+} from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
-import { decodeSession, encodeSession } from "./codec.ts";
+import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
+import { RedisFeed } from "./redis-feed.ts";
+import { isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
+import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
 
-const CONNECT_TIMEOUT_MS = 1_000;
-/** A request waits this long for Redis and no longer; a Redis that hangs is an outage, not a slow page. */
-const COMMAND_TIMEOUT_MS = 500;
-const MAX_RECONNECT_DELAY_MS = 500;
 const MAX_LISTED = 1000;
 
-/** A hash per session: `v` version, `e` expiry (ms), `u` user id, `d` payload; and a sorted set per user. */
-const SESSION_PREFIX = "coatcheck:session:";
-const USER_PREFIX = "coatcheck:user:";
-
-/**
- * Each write is one script: it happens whole or not at all, and leaves no key without a TTL at any instant, even when
- * the gateway dies between two commands. KEYS[1] is the session, or the index in `index`.
- */
-const SCRIPTS = {
-  createSession: `
-    if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-    redis.call('HSET', KEYS[1], 'v', ARGV[1], 'e', ARGV[2], 'd', ARGV[3], 'u', ARGV[4], 't', ARGV[6])
-    redis.call('PEXPIREAT', KEYS[1], ARGV[5])
-    return 1`,
-  /** ARGV: version read, version written, payload, user, now, end of the key when the session retires (or 0). */
-  commitSession: `
-    local now = redis.call('HMGET', KEYS[1], 'v', 'e', 'u')
-    if not now[1] or tonumber(now[2]) <= tonumber(ARGV[5]) then return -1 end
-    if now[1] ~= ARGV[1] or now[3] ~= ARGV[4] then return 0 end
-    redis.call('HSET', KEYS[1], 'v', ARGV[2], 'd', ARGV[3])
-    local retires = tonumber(ARGV[6])
-    if retires > 0 and retires < redis.call('PEXPIRETIME', KEYS[1]) then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) end
-    return 1`,
-  touchSession: `
-    local e = redis.call('HGET', KEYS[1], 'e')
-    if not e or tonumber(e) <= tonumber(ARGV[2]) then return 0 end
-    redis.call('HSET', KEYS[1], 'e', ARGV[1], 't', ARGV[2])
-    redis.call('PEXPIREAT', KEYS[1], ARGV[3])
-    return 1`,
-  destroySession: `
-    local u = redis.call('HGET', KEYS[1], 'u')
-    if not u then return false end
-    redis.call('UNLINK', KEYS[1])
-    return u`,
-  /** ARGV: score, member, now, end. The set lives as long as its longest session. */
-  indexSession: `
-    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])
-    redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
-    if redis.call('PEXPIRETIME', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIREAT', KEYS[1], ARGV[4]) end
-    return 1`,
-} as const;
-
-type Script = (key: string, ...values: (string | number)[]) => Promise<unknown>;
-type Scripted = Redis & Record<keyof typeof SCRIPTS, Script>;
+/** How a session lies in Redis: its attributes in one field together, or in one each. Either reads the other. */
+export type RedisLayout = "blob" | "fields";
 
 export interface RedisStoreOptions {
   readonly now?: () => number;
   /** Longest life of a session, milliseconds: how long the index of a user has to remember it. */
   readonly absoluteTimeoutMs: number;
+  /** Default: JSON, not encrypted. */
+  readonly codec?: SessionCodec;
+  readonly layout?: RedisLayout;
+  readonly observer?: StoreObserver;
 }
 
-/** Sessions in one Redis (7 or later). It starts without the server and finds it when it comes. */
+type Fields = Readonly<Record<string, Buffer | null | undefined>>;
+
+/** Sessions in Redis 7 or later: one server, servers behind sentinels, or a cluster. */
 export class RedisStore extends AttributesByCommit implements SessionStore {
   readonly kind = "redis";
-  readonly #redis: Scripted;
+  readonly #link: RedisLink;
   readonly #now: () => number;
   readonly #absoluteTimeoutMs: number;
-  readonly #firstAnswer: Promise<void>;
+  readonly #codec: SessionCodec;
+  readonly #layout: RedisLayout;
+  readonly #observer: StoreObserver;
+  #feed: RedisFeed | undefined;
 
-  /** @param url `redis://user:password@host:port/db`, or `rediss:` for TLS. */
+  /**
+   * @param url see `parseRedisUrl`.
+   * @throws TypeError when it is none; Error when a file that it names cannot be read.
+   */
   constructor(url: string, options: RedisStoreOptions) {
     super();
     this.#now = options.now ?? Date.now;
     this.#absoluteTimeoutMs = options.absoluteTimeoutMs;
-    const redis = new Redis(url, {
-      connectTimeout: CONNECT_TIMEOUT_MS,
-      commandTimeout: COMMAND_TIMEOUT_MS,
-      enableOfflineQueue: false,
-      enableAutoPipelining: true,
-      maxRetriesPerRequest: 0,
-      retryStrategy: (attempt) => Math.min(25 * 2 ** Math.min(attempt, 10), MAX_RECONNECT_DELAY_MS),
-      // After a failover the old master answers READONLY, a restarted server LOADING: connect again, and ask there.
-      reconnectOnError: (error) => /^(READONLY|LOADING)/.test(error.message),
-    });
-    // Each operation that fails because of it says so; without a listener ioredis would print it.
-    redis.on("error", () => {});
-    this.#firstAnswer = new Promise((resolve) => {
-      redis.once("ready", resolve);
-      redis.once("close", resolve);
-    });
-    for (const [name, lua] of Object.entries(SCRIPTS)) redis.defineCommand(name, { numberOfKeys: 1, lua });
-    this.#redis = redis as Scripted;
+    this.#codec = options.codec ?? PLAIN_JSON;
+    this.#layout = options.layout ?? "blob";
+    this.#observer = options.observer ?? NO_OBSERVER;
+    this.#link = new RedisLink(parseRedisUrl(url), SCRIPTS, this.#observer);
   }
 
   /** Done when the first attempt to connect has succeeded or failed. */
   firstAnswer(): Promise<void> {
-    return this.#firstAnswer;
+    return this.#link.firstAnswer();
   }
 
   async find(key: SessionKey): Promise<FindResult> {
-    let fields: readonly (string | null)[];
+    const name = SESSION_PREFIX + key;
+    const { client } = this.#link;
     try {
-      fields = await this.#redis.hmget(SESSION_PREFIX + key, "v", "e", "t", "d");
+      if (this.#layout === "fields") {
+        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name))) as Fields);
+      }
+      const [v, e, t, d, l] = await this.#link.ask(name, () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"));
+      if (l != null) return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name))) as Fields);
+      return this.#judge(key, { v, e, t, d });
     } catch (error) {
       // A key of another type is not a session; it must not look like an outage.
-      if (error instanceof Error && error.message.startsWith("WRONGTYPE")) return MALFORMED;
-      throw storeUnavailable(error);
+      if (isWrongType(error)) return MALFORMED;
+      throw error;
     }
-    return this.#judgeFields(fields);
   }
 
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
     const userId = session.user?.id ?? "";
     // Index first: "end all sessions of this user" must not miss one. An entry without a session is harmless.
     if (userId !== "") await this.#index(userId, key, session);
-    const values = [
-      session.version,
-      session.expiresAt,
-      encodeSession(session),
-      userId,
-      session.expiresAt + EXPIRED_GRACE_MS,
-      session.usedAt,
-    ];
+    const { payload, fields } = this.#encode(key, session);
+    const { version, expiresAt, usedAt } = session;
+    const values = [version, expiresAt, usedAt, userId, payload, expiresAt + EXPIRED_GRACE_MS, ...fields];
     return (await this.#run("createSession", SESSION_PREFIX + key, values)) === 1 ? "created" : "conflict";
   }
 
   async commit(key: SessionKey, session: Session): Promise<CommitOutcome> {
-    const userId = session.user?.id ?? "";
-    const values = [
-      session.version - 1,
-      session.version,
-      encodeSession(session),
-      userId,
-      this.#now(),
-      session.retiresAt === undefined ? 0 : session.retiresAt + EXPIRED_GRACE_MS,
-    ];
-    const outcome = await this.#run("commitSession", SESSION_PREFIX + key, values);
-    return outcome === 1 ? "committed" : outcome === 0 ? "conflict" : "unknown";
+    const { payload, fields } = this.#encode(key, session);
+    const { version, user, retiresAt } = session;
+    const end = retiresAt === undefined ? 0 : retiresAt + EXPIRED_GRACE_MS;
+    const values = [version - 1, version, user?.id ?? "", this.#now(), end, payload, ...fields];
+    return commitOutcome(await this.#run("commitSession", SESSION_PREFIX + key, values));
+  }
+
+  /** With a field for each attribute only those that change are written, however large the session is. */
+  protected override async commitChanges(key: SessionKey, session: Session, changes: AttributeChanges) {
+    if (this.#layout !== "fields") return this.commit(key, session);
+    const removed = Object.keys(changes).filter((name) => changes[name] === undefined);
+    const written = Object.entries(changes).flatMap(([name, value]) =>
+      value === undefined ? [] : [ATTRIBUTE_PREFIX + name, this.#codec.encodeValue(key, name, value)],
+    );
+    const { version, user } = session;
+    const values = [version - 1, version, user?.id ?? "", this.#now(), removed.length];
+    const names = removed.map((name) => ATTRIBUTE_PREFIX + name);
+    const outcome = await this.#run("changeSession", SESSION_PREFIX + key, [...values, ...names, ...written]);
+    return outcome === -2 ? this.commit(key, session) : commitOutcome(outcome);
   }
 
   async touch(key: SessionKey, expiresAt: number): Promise<"touched" | "unknown"> {
@@ -155,15 +129,18 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   }
 
   async destroy(key: SessionKey): Promise<"destroyed" | "unknown"> {
-    const userId = await this.#run("destroySession", SESSION_PREFIX + key, []);
+    const userId = await this.#run("destroySession", SESSION_PREFIX + key, [this.#now()]);
     if (typeof userId !== "string") return "unknown";
-    if (userId !== "") await this.#answer(this.#redis.zrem(USER_PREFIX + userId, key));
+    const index = USER_PREFIX + userId;
+    if (userId !== "") await this.#link.ask(index, () => this.#link.client.zrem(index, key));
     return "destroyed";
   }
 
   async byUser(userId: string): Promise<readonly SessionEntry[]> {
-    const keys = await this.#answer(
-      this.#redis.zrange(USER_PREFIX + userId, "+inf", String(this.#now()), "BYSCORE", "REV", "LIMIT", 0, MAX_LISTED),
+    const index = USER_PREFIX + userId;
+    const now = String(this.#now());
+    const keys = await this.#link.ask(index, () =>
+      this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", 0, MAX_LISTED),
     );
     const entries: SessionEntry[] = [];
     await Promise.all(
@@ -175,32 +152,68 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     return entries.sort((a, b) => b.session.createdAt - a.session.createdAt);
   }
 
-  async scan({ prefix = "", cursor = "0", limit }: ScanOptions): Promise<ScanPage> {
+  /** The cursor names the node, by its place among the masters, and the place in it. */
+  async scan({ prefix = "", cursor = "0 0", limit }: ScanOptions): Promise<ScanPage> {
+    const [node = "0", place = "0"] = cursor.split(" ");
+    const nodes = this.#link.nodes();
+    const redis = nodes[Number(node)];
     const pattern = `${SESSION_PREFIX}${prefix.replace(/[*?[\]\\]/g, "\\$&")}*`;
-    const [next, found] = await this.#answer(this.#redis.scan(cursor, "MATCH", pattern, "COUNT", limit));
-    const keys = found.map((key) => key.slice(SESSION_PREFIX.length));
-    return next === "0" ? { keys } : { keys, cursor: next };
+    const [next, found] = await this.#link.ask(`scan ${node}`, async () => {
+      if (redis === undefined) throw new Error("the node is closed");
+      return redis.scan(place, "MATCH", pattern, "COUNT", limit);
+    });
+    const keys = found.map((name) => name.slice(SESSION_PREFIX.length));
+    if (next !== "0") return { keys, cursor: `${node} ${next}` };
+    return Number(node) + 1 < nodes.length ? { keys, cursor: `${Number(node) + 1} 0` } : { keys };
+  }
+
+  watch(listener: ChangeListener): void {
+    this.#feed = new RedisFeed(this.#link, SESSION_PREFIX, listener, this.#observer);
   }
 
   async check(): Promise<StoreCheck> {
+    const startedMs = performance.now();
     try {
-      const startedMs = performance.now();
-      await this.#redis.ping();
-      return { ok: true, detail: `PING answered in ${(performance.now() - startedMs).toFixed(2)} ms` };
+      await this.#link.ask(SESSION_PREFIX, () => this.#link.client.exists(SESSION_PREFIX));
+      return { ok: true, detail: `answered in ${(performance.now() - startedMs).toFixed(2)} ms` };
     } catch (error) {
       return { ok: false, detail: error instanceof Error ? error.message : String(error) };
     }
   }
 
   close(): void {
-    this.#redis.disconnect();
+    this.#feed?.close();
+    this.#link.close();
   }
 
-  #judgeFields([version, expiresAt, usedAt, payload]: readonly (string | null | undefined)[]): FindResult {
-    if (version == null && payload == null) return UNKNOWN;
-    const [v, e, t] = [Number(version ?? Number.NaN), Number(expiresAt ?? Number.NaN), Number(usedAt ?? Number.NaN)];
-    const session = decodeSession(payload ?? "", v, e, t);
-    return session === undefined ? MALFORMED : judge(session, this.#now());
+  #judge(key: SessionKey, fields: Fields): FindResult {
+    const { v, d } = fields;
+    if (v == null && d == null) return UNKNOWN;
+    const [version, expiresAt, usedAt] = [numberIn(v), numberIn(fields.e), numberIn(fields.t)];
+    const session = d == null ? undefined : this.#codec.decode(key, d, version, expiresAt, usedAt);
+    if (session === "newer") return NEWER;
+    if (session === undefined) return MALFORMED;
+    if (fields.l == null) return judge(session, this.#now());
+    const data: Record<string, SessionData[string]> = {};
+    for (const [field, value] of Object.entries(fields)) {
+      if (!field.startsWith(ATTRIBUTE_PREFIX) || value == null) continue;
+      const name = field.slice(ATTRIBUTE_PREFIX.length);
+      const decoded = this.#codec.decodeValue(key, name, value);
+      if (decoded === "newer") return NEWER;
+      if (decoded === undefined) return MALFORMED;
+      data[name] = decoded.value;
+    }
+    return judge({ ...session, data }, this.#now());
+  }
+
+  /** What goes into `d`, and names and values of further fields in turn. */
+  #encode(key: SessionKey, session: Session): { payload: Buffer; fields: (string | Buffer)[] } {
+    if (this.#layout === "blob") return { payload: this.#codec.encode(key, session), fields: [] };
+    const fields: (string | Buffer)[] = ["l", "1"];
+    for (const [name, value] of Object.entries(session.data)) {
+      fields.push(ATTRIBUTE_PREFIX + name, this.#codec.encodeValue(key, name, value));
+    }
+    return { payload: this.#codec.encode(key, { ...session, data: {} }), fields };
   }
 
   async #index(userId: string, key: SessionKey, session: Session): Promise<void> {
@@ -208,15 +221,15 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end]);
   }
 
-  async #run(script: keyof typeof SCRIPTS, key: string, values: (string | number)[]): Promise<unknown> {
-    return this.#answer(this.#redis[script](key, ...values));
+  #run(script: keyof typeof SCRIPTS, key: string, values: (string | number | Buffer)[]): Promise<unknown> {
+    return this.#link.ask(key, () => (this.#link.client[script] as RedisScript)(key, ...values));
   }
+}
 
-  async #answer<T>(reply: Promise<T>): Promise<T> {
-    try {
-      return await reply;
-    } catch (error) {
-      throw storeUnavailable(error);
-    }
-  }
+function commitOutcome(reply: unknown): CommitOutcome {
+  return reply === 1 ? "committed" : reply === 0 ? "conflict" : "unknown";
+}
+
+function numberIn(field: Buffer | null | undefined): number {
+  return field == null ? Number.NaN : Number(field.toString("latin1"));
 }

@@ -5,6 +5,7 @@ import {
   type FindResult,
   judge,
   MALFORMED,
+  NEWER,
   type Session,
   type SessionKey,
   UNKNOWN,
@@ -19,7 +20,7 @@ import type {
   StoreInspection,
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
-import { decodeSession, encodeSession } from "./codec.ts";
+import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
 
 const SWEEP_INTERVAL_MS = 30_000;
 /** Rows deleted at a time: a sweep must not hold up requests. */
@@ -31,26 +32,37 @@ const MUCH_FREE_BYTES = 16 * 1024 * 1024;
 const BUSY_TIMEOUT_MS = 250;
 
 /** `user_version` of the database; a file of a later one is left alone. */
-const SCHEMA_VERSION = 2;
+const SCHEMA_VERSION = 3;
 const SCHEMA = `
   CREATE TABLE IF NOT EXISTS sessions (
     key TEXT PRIMARY KEY, version INTEGER NOT NULL, expires_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
-    user_id TEXT, created_at INTEGER NOT NULL, payload TEXT NOT NULL
+    user_id TEXT, created_at INTEGER NOT NULL, payload BLOB NOT NULL
   ) WITHOUT ROWID;
   CREATE INDEX IF NOT EXISTS sessions_by_user ON sessions (user_id, created_at) WHERE user_id IS NOT NULL;
   CREATE INDEX IF NOT EXISTS sessions_by_expiry ON sessions (expires_at);
-  PRAGMA user_version = ${SCHEMA_VERSION};
 `;
 
-/** From the version before, which had no `used_at`. */
-const UPGRADE = `
-  ALTER TABLE sessions ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
-  UPDATE sessions SET used_at = created_at;
-  PRAGMA user_version = ${SCHEMA_VERSION};
-`;
+/** What each version lacks: 1 had no `used_at`, 2 kept payloads as JSON in texts, without the octet of a format. */
+const UPGRADES: Readonly<Record<number, string>> = {
+  1: `
+    ALTER TABLE sessions ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET used_at = created_at;
+  `,
+  2: "UPDATE sessions SET payload = CAST(char(1) || payload AS BLOB) WHERE typeof(payload) = 'text'",
+};
 
-type Row = [version: number, expiresAt: number, usedAt: number, payload: string];
+/** JSON comes as a text (what sorts before the next format), because node:sqlite takes a microsecond more for octets. */
+const PAYLOAD = "CASE WHEN payload < x'02' THEN CAST(payload AS TEXT) ELSE payload END";
+
+type Row = [version: number, expiresAt: number, usedAt: number, payload: Uint8Array | string];
 type KeyedRow = [...Row, key: string];
+
+export interface SqliteStoreOptions {
+  /** Default: JSON, not encrypted. */
+  readonly codec?: SessionCodec;
+  /** Milliseconds since the epoch. */
+  readonly now?: () => number;
+}
 
 /**
  * Sessions in one file, for one machine: nothing else to install, and a restart keeps them. A look-up is synchronous,
@@ -59,6 +71,7 @@ type KeyedRow = [...Row, key: string];
 export class SqliteStore extends AttributesByCommit implements SessionStore {
   readonly kind = "sqlite";
   readonly #database: DatabaseSync;
+  readonly #codec: SessionCodec;
   readonly #now: () => number;
   readonly #sweeper: NodeJS.Timeout;
   readonly #statements: Record<
@@ -70,17 +83,11 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
    * @param path of the file; it is created when missing, its directory is not. `:memory:` for tests.
    * @throws Error when the file cannot be opened, is no database, or was written by a later version.
    */
-  constructor(path: string, now: () => number = Date.now) {
+  constructor(path: string, { codec = PLAIN_JSON, now = Date.now }: SqliteStoreOptions = {}) {
     super();
+    this.#codec = codec;
     this.#now = now;
     const database = openDatabase(path);
-    const version = database.prepare("PRAGMA user_version").get()?.user_version;
-    if (typeof version === "number" && version > SCHEMA_VERSION) {
-      database.close();
-      throw new Error(`${path} was written by a later version of Coatcheck (schema ${version})`);
-    }
-    if (version === 1) database.exec(UPGRADE);
-    else if (version !== SCHEMA_VERSION) database.exec(SCHEMA);
     this.#database = database;
     this.#statements = prepare(database);
     this.#sweeper = setInterval(() => this.#sweep(), SWEEP_INTERVAL_MS).unref();
@@ -88,24 +95,27 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
 
   find(key: SessionKey): FindResult {
     const row = this.#answer(() => this.#statements.find.get(key)) as Row | undefined;
-    return row === undefined ? UNKNOWN : this.#judgeRow(row);
+    return row === undefined ? UNKNOWN : this.#judgeRow(key, row);
   }
 
   create(key: SessionKey, session: Session): "created" | "conflict" {
     const { version, expiresAt, usedAt, createdAt, user } = session;
-    const values = [key, version, expiresAt, usedAt, user?.id ?? null, createdAt, encodeSession(session)];
+    const values = [key, version, expiresAt, usedAt, user?.id ?? null, createdAt, this.#codec.encode(key, session)];
     return this.#changes(this.#statements.create, values) === 1 ? "created" : "conflict";
   }
 
   commit(key: SessionKey, session: Session): CommitOutcome {
+    // A format that is not ours to overwrite may be inside an envelope, where no condition in SQL sees it.
+    if (this.find(key).outcome !== "hit") return "unknown";
     const { version, user, retiresAt } = session;
-    const written = [version, encodeSession(session), retiresAt ?? null];
+    const written = [version, this.#codec.encode(key, session), retiresAt ?? null];
     const values = [...written, key, version - 1, this.#now(), user?.id ?? null];
     if (this.#changes(this.#statements.commit, values) === 1) return "committed";
     return this.find(key).outcome === "hit" ? "conflict" : "unknown";
   }
 
   touch(key: SessionKey, expiresAt: number): "touched" | "unknown" {
+    if (this.find(key).outcome !== "hit") return "unknown";
     const now = this.#now();
     return this.#changes(this.#statements.touch, [expiresAt, now, key, now]) === 1 ? "touched" : "unknown";
   }
@@ -119,7 +129,7 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     const entries: SessionEntry[] = [];
     for (const row of rows) {
       const key = row[4];
-      const found = this.#judgeRow(row);
+      const found = this.#judgeRow(key, row);
       if (found.outcome === "hit") entries.push({ key, session: found.session });
     }
     return entries;
@@ -182,12 +192,13 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     if (this.#database.isOpen) this.#database.close();
   }
 
-  #judgeRow([version, expiresAt, usedAt, payload]: Row | KeyedRow): FindResult {
-    const session = decodeSession(payload, version, expiresAt, usedAt);
-    return session === undefined ? MALFORMED : judge(session, this.#now());
+  #judgeRow(key: SessionKey, [version, expiresAt, usedAt, payload]: Row | KeyedRow): FindResult {
+    const session = this.#codec.decode(key, payload, version, expiresAt, usedAt);
+    if (session === undefined) return MALFORMED;
+    return session === "newer" ? NEWER : judge(session, this.#now());
   }
 
-  #changes(statement: StatementSync, values: (string | number | null)[]): number {
+  #changes(statement: StatementSync, values: (string | number | Buffer | null)[]): number {
     return Number(this.#answer(() => statement.run(...values)).changes);
   }
 
@@ -208,14 +219,32 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
 }
 
 function openDatabase(path: string): DatabaseSync {
+  let database: DatabaseSync | undefined;
   try {
-    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
+    database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
     database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;");
+    upgrade(database);
     return database;
   } catch (error) {
+    database?.close();
     const reason = error instanceof Error ? error.message : String(error);
     throw new Error(`the SQLite file ${path} cannot be opened: ${reason}`, { cause: error });
   }
+}
+
+/** All of it or nothing, and once, whoever else opens the file at the moment. */
+function upgrade(database: DatabaseSync): void {
+  if (schemaVersionOf(database) === SCHEMA_VERSION) return;
+  database.exec("BEGIN IMMEDIATE");
+  const found = schemaVersionOf(database);
+  if (found > SCHEMA_VERSION) throw new Error(`it was written by a later version of Coatcheck (schema ${found})`);
+  if (found === 0) database.exec(SCHEMA);
+  else for (let version = found; version < SCHEMA_VERSION; version++) database.exec(UPGRADES[version] ?? "");
+  database.exec(`PRAGMA user_version = ${SCHEMA_VERSION}; COMMIT`);
+}
+
+function schemaVersionOf(database: DatabaseSync): number {
+  return Number(database.prepare("PRAGMA user_version").get()?.user_version);
 }
 
 function prepare(database: DatabaseSync) {
@@ -225,7 +254,7 @@ function prepare(database: DatabaseSync) {
     return prepared;
   };
   return {
-    find: statement("SELECT version, expires_at, used_at, payload FROM sessions WHERE key = ?"),
+    find: statement(`SELECT version, expires_at, used_at, ${PAYLOAD} FROM sessions WHERE key = ?`),
     create: statement(
       "INSERT OR IGNORE INTO sessions (key, version, expires_at, used_at, user_id, created_at, payload) VALUES (?, ?, ?, ?, ?, ?, ?)",
     ),
@@ -235,7 +264,7 @@ function prepare(database: DatabaseSync) {
     touch: statement("UPDATE sessions SET expires_at = ?, used_at = ? WHERE key = ? AND expires_at > ?"),
     destroy: statement("DELETE FROM sessions WHERE key = ?"),
     byUser: statement(
-      "SELECT version, expires_at, used_at, payload, key FROM sessions WHERE user_id = ? ORDER BY created_at DESC LIMIT ?",
+      `SELECT version, expires_at, used_at, ${PAYLOAD}, key FROM sessions WHERE user_id = ? ORDER BY created_at DESC LIMIT ?`,
     ),
     scan: statement("SELECT key FROM sessions WHERE key >= ? AND key > ? AND key < ? ORDER BY key LIMIT ?"),
     sweep: statement("DELETE FROM sessions WHERE key IN (SELECT key FROM sessions WHERE expires_at < ? LIMIT ?)"),

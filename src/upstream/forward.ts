@@ -3,7 +3,7 @@ import { PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
-import type { ResponseHead, ResponseHeaderRules } from "../core/response-head.ts";
+import { addSessionCookie, type ResponseHead, type ResponseHeaderRules } from "../core/response-head.ts";
 import { upstreamError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
 
@@ -23,10 +23,11 @@ export interface ForwardRequest {
   readonly chunked: boolean;
   readonly responseRules: ResponseHeaderRules;
   /**
-   * Called when the response commands the session. The head is held back until the promise is done; its value is the
-   * `Set-Cookie` to add. A rejection replaces the response.
+   * Called when the response commands the session, or always if `holdsHead`. The head is held back until the promise is
+   * done; its value is the `Set-Cookie` to add. A rejection replaces the response.
    */
-  readonly onCommands: (head: ResponseHead) => Promise<string | undefined>;
+  readonly onHead: (head: ResponseHead) => Promise<string | undefined>;
+  readonly holdsHead: boolean;
   /** Called once, unless the response went out whole: nothing of it has been sent when `res.headersSent` is false. */
   readonly onFailure: (error: ProxyError) => void;
   readonly closeConnection: () => boolean;
@@ -129,17 +130,17 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
     this.#exchange.upstreamStatus = status;
     const head = this.#request.responseRules.read(rawHeaders(controller));
-    if (head.commands === undefined) {
+    if (head.commands === undefined && !this.#request.holdsHead) {
       this.#release(status, reason, head);
       return;
     }
     controller.pause();
     this.#held = true;
     this.#request
-      .onCommands(head)
+      .onHead(head)
       .then((setCookie) => {
         if (this.#done) return;
-        if (setCookie !== undefined) head.kept.push("set-cookie", setCookie);
+        if (setCookie !== undefined) addSessionCookie(head.kept, setCookie);
         this.#release(status, reason, head);
         this.#held = false;
         this.#res.flushHeaders(); // what was saved is told, whatever becomes of the content

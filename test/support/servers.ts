@@ -1,96 +1,14 @@
-/** Real servers for the tests: Redis, upstreams and gateways, each on a free loopback port, each ended with the test. */
-import { type ChildProcess, spawn } from "node:child_process";
+/** Real servers for the tests: upstreams and gateways, each on a free loopback port, each ended with the test. */
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
 import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
-import {
-  type AddressInfo,
-  connect,
-  createServer as createTcpServer,
-  type Socket,
-  type Server as TcpServer,
-} from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { type AddressInfo, createServer as createTcpServer, type Socket, type Server as TcpServer } from "node:net";
 import { loadConfig } from "../../src/config/load.ts";
 import { Gateway, type GatewayOptions } from "../../src/gateway.ts";
 import type { ExchangeRecord } from "../../src/observe/record.ts";
+import type { Teardown } from "./resources.ts";
 
-/** What of tap's test object the helpers use. */
-export interface Teardown {
-  teardown(end: () => unknown): void;
-}
-
-export async function freePort(): Promise<number> {
-  const server = createTcpServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
-}
-
-/** Resolves when something accepts connections on the port. */
-async function accepting(port: number, alive: () => boolean): Promise<void> {
-  for (;;) {
-    const socket = connect(port, "127.0.0.1");
-    const open = await new Promise<boolean>((resolve) => {
-      socket.once("connect", () => resolve(true));
-      socket.once("error", () => resolve(false));
-    });
-    socket.destroy();
-    if (open) return;
-    if (!alive()) throw new Error("the server ended before it listened");
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
-
-export interface RedisServer {
-  readonly url: string;
-  readonly port: number;
-  start(): Promise<void>;
-  /** Ends it as a crash does. */
-  kill(): Promise<void>;
-  /** Stops and continues the process: a server that accepts and does not answer. */
-  freeze(): void;
-  thaw(): void;
-}
-
-/** A redis-server of its own, without persistence. */
-export async function startRedis(t: Teardown): Promise<RedisServer> {
-  const port = await freePort();
-  let child: ChildProcess | undefined;
-  const server: RedisServer = {
-    url: `redis://127.0.0.1:${port}/0`,
-    port,
-    start: async () => {
-      const started = spawn(
-        "redis-server",
-        ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        { stdio: "ignore", cwd: tmpdir() },
-      );
-      child = started;
-      await accepting(port, () => started.exitCode === null);
-    },
-    kill: async () => {
-      if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-      const exited = once(child, "exit");
-      child.kill("SIGKILL");
-      await exited;
-    },
-    freeze: () => child?.kill("SIGSTOP"),
-    thaw: () => child?.kill("SIGCONT"),
-  };
-  await server.start();
-  t.teardown(() => server.kill());
-  return server;
-}
-
-export async function temporaryFolder(t: Teardown): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), "coatcheck-test-"));
-  t.teardown(() => rm(folder, { recursive: true, force: true }));
-  return folder;
-}
+export { type RedisServer, startRedis } from "./redis.ts";
+export { freePort, type Teardown, temporaryFolder } from "./resources.ts";
 
 /** A request as an upstream received it. */
 export interface Received {
@@ -186,7 +104,7 @@ export interface RunningGateway {
 export interface GatewaySettings {
   readonly upstream?: string;
   readonly routes?: readonly unknown[];
-  readonly store?: string;
+  readonly store?: string | { readonly primary: string; readonly fallback: string };
   readonly [key: string]: unknown;
 }
 

@@ -11,3 +11,15 @@ export function parseDuration(text: string): number | undefined {
   if (match === null) return undefined;
   return Math.round(Number(match[1]) * DURATION_MS[match[2] as keyof typeof DURATION_MS]);
 }
+
+const SIZE_BYTES = { B: 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 } as const;
+
+/**
+ * Reads `512KiB`, `64MiB` or `1GiB`; one unit, whole or decimal.
+ * @returns bytes, or `undefined` when the text is no size.
+ */
+export function parseSize(text: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB)$/.exec(text);
+  if (match === null) return undefined;
+  return Math.round(Number(match[1]) * SIZE_BYTES[match[2] as keyof typeof SIZE_BYTES]);
+}

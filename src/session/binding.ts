@@ -1,0 +1,37 @@
+import { isIPv4 } from "node:net";
+import type { Binding, Session, SessionClient } from "../core/session.ts";
+
+/** Hextets of an IPv6 address that stay the same in one household or company: /56 is rounded down to whole ones. */
+const IPV6_PREFIX_HEXTETS = 3;
+
+/**
+ * Whether a session is used by another client than the one that began it: another `User-Agent`, or an address outside
+ * the /24 (IPv4) or /48 (IPv6). A session that knows nothing of its client fits everybody.
+ */
+export function isMismatch(binding: Binding, session: Session, client: SessionClient): boolean {
+  const bound = session.client;
+  if (binding === "none" || bound === undefined) return false;
+  if (binding !== "ip-prefix" && bound.userAgent !== client.userAgent) return true;
+  return (
+    binding !== "user-agent" && bound.address !== client.address && prefixOf(bound.address) !== prefixOf(client.address)
+  );
+}
+
+function prefixOf(address: string): string {
+  if (isIPv4(address)) return address.slice(0, address.lastIndexOf("."));
+  return hextets(address).slice(0, IPV6_PREFIX_HEXTETS).join(":");
+}
+
+/** The eight groups of an IPv6 address, `::` spelled out and without leading zeros. */
+function hextets(address: string): string[] {
+  const [head = "", tail] = address.toLowerCase().split("::", 2);
+  const groups = (text: string) =>
+    text
+      .split(":")
+      .filter((group) => group !== "")
+      .map((group) => group.replace(/^0+(?=.)/, ""));
+  const before = groups(head);
+  if (tail === undefined) return before;
+  const after = groups(tail);
+  return [...before, ...new Array<string>(Math.max(0, 8 - before.length - after.length)).fill("0"), ...after];
+}

@@ -1,0 +1,34 @@
+/** Makes sure that Redis and PostgreSQL are there before the tests: they use real ones, and skip nothing. */
+import { spawnSync } from "node:child_process";
+import { postgresProgram } from "./postgres.ts";
+
+/** Debian's packages, and how to see that one is there. */
+const SERVERS = {
+  "redis-server": { version: "7", isThere: () => runs("redis-server") },
+  postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
+};
+
+function runs(program: string): boolean {
+  return spawnSync(program, ["--version"], { stdio: "ignore" }).status === 0;
+}
+
+function missing(): (keyof typeof SERVERS)[] {
+  return (Object.keys(SERVERS) as (keyof typeof SERVERS)[]).filter((name) => !SERVERS[name].isThere());
+}
+
+function aptGet(...args: string[]): boolean {
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
+  return spawnSync("apt-get", ["-qq", ...args], { stdio: ["ignore", "ignore", "inherit"], env }).status === 0;
+}
+
+const wanted = missing();
+if (wanted.length > 0 && process.getuid?.() === 0) {
+  process.stderr.write(`${wanted.join(" and ")} missing; installing Debian's packages…\n`);
+  aptGet("update") && aptGet("install", "-y", "--no-install-recommends", ...wanted);
+}
+for (const name of missing()) {
+  process.stderr.write(
+    `The tests need ${name} ${SERVERS[name].version} or later: install it (Debian: apt-get install ${name}) and run them again.\n`,
+  );
+  process.exitCode = 1;
+}
