@@ -11,6 +11,7 @@ import { forEachAtOnce } from "../src/core/concurrency.ts";
 import { storeUnavailable } from "../src/core/errors.ts";
 import { handleOf, NEWER, type Session, type SessionKey } from "../src/core/session.ts";
 import type { ScanOptions, SessionStore } from "../src/core/store.ts";
+import { FallbackStore } from "../src/store/fallback.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { type MigrationResult, migrate } from "../src/store/migrate.ts";
 import { RedisStore } from "../src/store/redis.ts";
@@ -26,7 +27,8 @@ const ABSOLUTE_TIMEOUT_MS = 12 * HOUR_MS;
 const makers: Record<string, (t: Teardown) => Promise<SessionStore>> = {
   memory: async () => new MemoryStore(),
   sqlite: async (t) => new SqliteStore(join(await temporaryFolder(t), "sessions.db")),
-  redis: async (t) => connect(t, (await startRedis(t)).url),
+  // With more patience than a request has: what is measured here is not the speed of the machine.
+  redis: async (t) => connect(t, `${(await startRedis(t)).url}?commandTimeout=5s&totalTimeout=10s`),
 };
 
 async function connect(t: Teardown, url: string): Promise<RedisStore> {
@@ -175,6 +177,41 @@ for (const [source, makeSource] of Object.entries(makers)) {
     t.pass("every session is where it should be");
   });
 }
+
+t.test(
+  "while gateways use the new store and fall back on the old one: nobody is logged out, nobody comes back",
+  async (t) => {
+    const [from, to] = [
+      await (makers.redis as NonNullable<typeof makers.redis>)(t),
+      await (makers.redis as NonNullable<typeof makers.redis>)(t),
+    ];
+    const gateway = new FallbackStore(to, from);
+    const sessions = await fill(from, SESSIONS);
+    const keys = [...sessions.keys()];
+    const ended = new Set<SessionKey>();
+    let migrating = true;
+    // They read what is being copied at this moment, from the end and from the beginning of the copy.
+    const visitor = async (every: number): Promise<void> => {
+      for (let i = 0; migrating; i++) {
+        const key = keys[(i * every) % keys.length] as SessionKey;
+        if (i % 5 === 0) {
+          ended.add(key);
+          await gateway.destroy(key);
+        } else if (!ended.has(key)) {
+          const { outcome } = await gateway.find(key);
+          assert.ok(outcome === "hit" || ended.has(key), "somebody was logged out");
+        }
+      }
+    };
+    const visitors = Promise.all([visitor(1), visitor(977), visitor(4999)]);
+    const result = await migrate({ from, to, pageSize: 100 });
+    migrating = false;
+    await visitors;
+    t.match(result, { complete: true, refused: 0, malformed: 0 });
+    t.ok(ended.size > 20 && result.copied > 100, `${ended.size} ended, ${result.copied} copied`);
+    for (const key of keys) assert.equal((await to.find(key)).outcome === "hit", !ended.has(key), handleOf(key));
+  },
+);
 
 t.test("a session that is ended between its reading and its copy does not stay in the target", async (t) => {
   class EndsWhileRead extends MemoryStore {
