@@ -137,6 +137,7 @@ class Run {
     const settled = tasks.map((task, i) => {
       const { client, deed, diesAfter } = task;
       const dead = Promise.withResolvers<void>();
+      // An end that nobody was told of may be undone by a slow mover: test/fallback-store.test.ts has it repeated.
       let left = this.#target.tolerance?.tombstones && deed.does === "end" ? Infinity : diesAfter;
       const step = () => {
         if (left-- > 0) return this.#scheduler.schedule(Promise.resolve(), deed.does);
