@@ -19,11 +19,13 @@ import type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreInspection,
   StoreObserver,
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
 import { RedisFeed } from "./redis-feed.ts";
+import { inspectRedis } from "./redis-inspection.ts";
 import { isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
 import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
 
@@ -179,6 +181,10 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     } catch (error) {
       return { ok: false, detail: error instanceof Error ? error.message : String(error) };
     }
+  }
+
+  inspect(): Promise<StoreInspection> {
+    return inspectRedis(this.#link);
   }
 
   close(): void {
