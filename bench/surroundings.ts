@@ -40,7 +40,7 @@ async function startServer(name: string, script: string, cpus: string | undefine
 }
 
 /** A server of the bench's own, that keeps nothing on disk. */
-async function startRedis(cpus: string | undefined, folder: string): Promise<string> {
+export async function startRedis(cpus: string | undefined, folder: string): Promise<string> {
   const port = await freePort();
   const flags = ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder];
   const child = startChild("redis-server", ["redis-server", ...flags], { cpus });

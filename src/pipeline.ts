@@ -76,7 +76,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       gate.toucher.used(resolution.key, resolution.session) !== undefined;
 
     const fields = upstreamFields(head, target, cookie.others, peer, exchange);
-    exchange.identified = gate.identity.inject(fields, resolution.session, exchange.handle);
+    exchange.identified = gate.identity.inject(fields, resolution, exchange.handle);
     if (resolution.staleMs !== undefined) {
       fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
     }

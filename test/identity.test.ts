@@ -69,9 +69,9 @@ t.test("all headers are set, with or without a session", async (t) => {
   });
   const session: Session = { user: { id: "1" }, data: {}, createdAt: 5, expiresAt: 6, usedAt: 5, version: 1 };
   const fields: string[] = [];
-  t.same(headers.inject(fields, session, "abc"), ["X-User-Id", "X-Created", "X-Session-Handle"]);
+  t.same(headers.inject(fields, { session }, "abc"), ["X-User-Id", "X-Created", "X-Session-Handle"]);
   t.same(fields, ["X-User-Id", "1", "X-Cart", "", "X-Created", "5", "X-Session-Handle", "abc"]);
   const empty: string[] = [];
-  t.same(headers.inject(empty, undefined, undefined), []);
+  t.same(headers.inject(empty, {}, undefined), []);
   t.same(empty, ["X-User-Id", "", "X-Cart", "", "X-Created", "", "X-Session-Handle", ""]);
 });

@@ -33,11 +33,13 @@ import {
   type Operation,
   perform,
   type Sessions,
+  type Tolerance,
 } from "./support/session-model.ts";
 import { SteppedStore } from "./support/stepped-store.ts";
 
 const MEMORY_RUNS = Number(process.env.MODEL_RUNS ?? 2000);
-const [SQLITE_SHARE, REDIS_SHARE] = [8, 10];
+if (process.env.MODEL_RUNS !== undefined) t.setTimeout(0);
+const [SQLITE_SHARE, REDIS_SHARE] = [1, 4];
 
 const POLICY = { idleTimeoutMs: 60_000, absoluteTimeoutMs: 240_000 };
 const CLIENTS = 2;
@@ -50,10 +52,12 @@ type Step = () => Promise<unknown>;
 interface Target {
   /** A client's own way to the sessions that all share. */
   client(index: number, step: Step): SessionStore;
+  /** What a client would find, without the traces that its look-up leaves. */
+  look?(key: SessionKey): FindResult;
   /** Asked after each turn. */
   check?(): Promise<void>;
   close?(): void;
-  readonly lenient?: boolean;
+  readonly tolerance?: Tolerance;
 }
 
 interface Clock {
@@ -133,7 +137,8 @@ class Run {
     const settled = tasks.map((task, i) => {
       const { client, deed, diesAfter } = task;
       const dead = Promise.withResolvers<void>();
-      let left = this.#target.lenient && deed.does === "end" ? Infinity : diesAfter;
+      // An end that nobody was told of may be undone by a slow mover: test/fallback-store.test.ts has it repeated.
+      let left = this.#target.tolerance?.tombstones && deed.does === "end" ? Infinity : diesAfter;
       const step = () => {
         if (left-- > 0) return this.#scheduler.schedule(Promise.resolve(), deed.does);
         dead.resolve();
@@ -166,16 +171,16 @@ class Run {
   }
 
   async #look(histories: readonly { operation: Operation; answer?: Answer }[][]): Promise<void> {
-    const { lenient = false } = this.#target;
+    const { tolerance = {} } = this.#target;
     const [store, other] = [this.#target.client(0, idle), this.#target.client(1, idle)];
-    // Before the look-ups, which move what a dead client has left behind.
     const listed = await Promise.all(USERS.map((user) => store.byUser(this.#userId(user))));
     const seen: [Operation, Answer][] = [];
-    for (const key of this.#keys) seen.push([{ name: "find", key }, await other.find(key)]);
+    for (const key of this.#keys)
+      seen.push([{ name: "find", key }, (await this.#target.look?.(key)) ?? (await other.find(key))]);
     const { now } = this.#clock;
     const isObserved = (sessions: Sessions) =>
-      seen.every(([operation, answer]) => agrees(operation, answer, apply(sessions, operation, now).answer, lenient));
-    const explained = explain(this.#sessions, histories, now, lenient, isObserved);
+      seen.every(([operation, answer]) => agrees(operation, answer, apply(sessions, operation, now).answer, tolerance));
+    const explained = explain(this.#sessions, histories, now, tolerance, isObserved);
     if (explained === undefined) assert.fail(`nothing explains ${describe(this.#sessions, histories, seen)}`);
     this.#sessions = explained;
     for (const [i, user] of USERS.entries()) this.#compareList(this.#userId(user), listed[i] ?? []);
@@ -212,7 +217,7 @@ class Run {
       }
       case "begin again":
         // Of a session that was ended the key is free, but 256 random bits do not come twice.
-        if (alone && !this.#target.lenient && this.#sessions.has(key))
+        if (alone && !this.#target.tolerance?.tombstones && this.#sessions.has(key))
           yield { name: "create", key, session: this.#newSession(null, { taken: 1 }) };
         return;
       case "find":
@@ -335,7 +340,12 @@ t.test(
         primary.close();
         fallback.close();
       };
-      return { client, close, lenient: true };
+      // A client's own look-up would move everything after the first turn.
+      const look = (key: SessionKey) => {
+        const found = primary.find(key);
+        return found.outcome === "unknown" ? fallback.find(key) : found;
+      };
+      return { client, look, close, tolerance: { tombstones: true } };
     };
     await fc.assert(property(target), { numRuns: MEMORY_RUNS });
   },
@@ -349,7 +359,7 @@ t.test("SQLite: several connections to one file", async (t) => {
   });
   const client = (index: number) => clients[index] as SessionStore;
   await fc.assert(
-    property(() => ({ client })),
+    property(() => ({ client, tolerance: { writesToRetired: true } })),
     { numRuns: Math.ceil(MEMORY_RUNS / SQLITE_SHARE) },
   );
 });
@@ -377,7 +387,7 @@ t.test("Redis: several connections to one server, and each key has a TTL", async
   await fc.assert(
     property(async () => {
       await redis.flushdb();
-      return { client, check };
+      return { client, check, tolerance: { writesToRetired: true } };
     }),
     { numRuns: Math.ceil(MEMORY_RUNS / REDIS_SHARE) },
   );

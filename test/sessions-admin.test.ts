@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import t from "tap";
 import type { RevocationScope } from "../src/core/administration.ts";
+import { forEachAtOnce } from "../src/core/concurrency.ts";
 import { handleOf, type Session, type SessionKey } from "../src/core/session.ts";
 import type { SessionStore } from "../src/core/store.ts";
 import { createSessionAdministration } from "../src/session/administration.ts";
@@ -62,6 +63,7 @@ for (const [name, make] of Object.entries(makers)) {
       user: { id: "ada", name: "Ada Secretname", roles: ["queen"] },
       data: { cart: ["hidden"], größe: "ü" },
       createdAt: now - 5000,
+      expiresAt: now + 60_000,
       usedAt: now - 1000,
       client: { address: "192.0.2.7", userAgent: "Browser/1" },
     });
@@ -117,7 +119,7 @@ for (const [name, make] of Object.entries(makers)) {
     const store = await make(t);
     const gateway = await startGateway(t, {}, { store });
     const keys = Array.from({ length: 2345 }, ownKey);
-    await Promise.all(keys.map((key) => put(store, key, { user: { id: "many" } })));
+    await forEachAtOnce(keys, 100, async (key) => void (await put(store, key, { user: { id: "many" } })));
     const other = await put(store, ownKey(), { user: { id: "other" } });
     t.match((await call(gateway, "GET", "/sessions?user=many")).body, { count: 1000, truncated: true });
     const newest = (await store.byUser("many"))[0]?.key as string;
@@ -142,7 +144,7 @@ for (const [name, make] of Object.entries(makers)) {
     const store = await make(t);
     t.teardown(() => store.close());
     const keys = Array.from({ length: 5000 }, ownKey);
-    await Promise.all(keys.map((key) => put(store, key)));
+    await forEachAtOnce(keys, 100, async (key) => void (await put(store, key)));
     const sessions = createSessionAdministration({ store, onRevoked: () => {} });
     let turns = 0;
     const ticker = setInterval(() => turns++, 0);

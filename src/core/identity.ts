@@ -14,6 +14,20 @@ interface IdentityHeader {
   readonly pointer: JsonPointer | undefined;
 }
 
+/** The values of all identity headers for one session, and the names of those that are not empty. */
+export interface IdentityValues {
+  readonly values: readonly string[];
+  readonly names: readonly string[];
+}
+
+export interface Identified {
+  readonly session?: Session;
+  /** Filled in at the first use. */
+  identity?: IdentityValues;
+}
+
+const NO_NAMES: readonly string[] = [];
+
 /** The headers that tell upstream who is asking: always all of them, empty where there is no value. */
 export class IdentityHeaders {
   readonly names: readonly string[];
@@ -32,18 +46,29 @@ export class IdentityHeaders {
 
   /**
    * Appends every identity header.
+   * @param found what was resolved; when it comes from a cache it is the same object each time, and keeps the values.
    * @returns the names of those that carry a value.
    */
-  inject(fields: string[], session: Session | undefined, handle: Handle | undefined): readonly string[] {
-    let mask = 0;
-    for (let i = 0; i < this.#headers.length; i++) {
-      const { name, pointer } = this.#headers[i] as IdentityHeader;
-      const value =
-        session === undefined ? "" : pointer === undefined ? (handle ?? "") : headerValue(valueAt(session, pointer));
-      if (value !== "") mask |= 1 << i;
-      fields.push(name, value);
+  inject(fields: string[], found: Identified, handle: Handle | undefined): readonly string[] {
+    const { session } = found;
+    if (session === undefined) {
+      for (const { name } of this.#headers) fields.push(name, "");
+      return NO_NAMES;
     }
-    return this.#namesOf(mask);
+    found.identity ??= this.#valuesOf(session, handle);
+    const { values, names } = found.identity;
+    for (let i = 0; i < values.length; i++) fields.push((this.#headers[i] as IdentityHeader).name, values[i] as string);
+    return names;
+  }
+
+  #valuesOf(session: Session, handle: Handle | undefined): IdentityValues {
+    let mask = 0;
+    const values = this.#headers.map(({ pointer }, i) => {
+      const value = pointer === undefined ? (handle ?? "") : headerValue(valueAt(session, pointer));
+      if (value !== "") mask |= 1 << i;
+      return value;
+    });
+    return { values, names: this.#namesOf(mask) };
   }
 
   #namesOf(mask: number): readonly string[] {

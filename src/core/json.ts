@@ -58,13 +58,14 @@ export function sameJson(a: Json | undefined, b: Json | undefined): boolean {
 
 /**
  * About how many bytes a JSON value takes in memory: strings by their length, objects and lists by their entries. An
- * estimate, in one pass and without a copy; bench/README.md compares it with the heap.
+ * estimate, in one pass and without a copy; `npm run bench:lookups` compares it with the heap.
  */
 export function roughSize(value: Json | undefined): number {
-  if (typeof value === "string") return 24 + value.length;
+  if (typeof value === "string") return 16 + value.length;
   if (typeof value !== "object" || value === null) return 8;
-  let bytes = 56;
+  let bytes = 32;
   if (Array.isArray(value)) for (const item of value) bytes += 8 + roughSize(item);
-  else for (const name in value) bytes += 16 + name.length + roughSize((value as JsonObject)[name]);
+  // Names are shared by objects of the same shape, as sessions are.
+  else for (const name in value) bytes += 8 + roughSize((value as JsonObject)[name]);
   return bytes;
 }

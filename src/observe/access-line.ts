@@ -26,14 +26,17 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
   return `${line},"msg":"request"}\n`;
 }
 
-let lastMs = 0;
-let lastIso = "";
+let lastSecond = 0;
+/** Up to and with the point before the milliseconds. */
+let lastText = "";
 
-/** ISO 8601 in UTC; formatted once a millisecond. */
+/** ISO 8601 in UTC; formatted once a second. */
 export function isoTime(ms: number): string {
-  if (ms !== lastMs) {
-    lastMs = ms;
-    lastIso = new Date(ms).toISOString();
+  const second = Math.floor(ms / 1000);
+  if (second !== lastSecond) {
+    lastSecond = second;
+    lastText = new Date(second * 1000).toISOString().slice(0, -4);
   }
-  return lastIso;
+  const fraction = ms - second * 1000;
+  return `${lastText}${fraction < 10 ? "00" : fraction < 100 ? "0" : ""}${fraction}Z`;
 }

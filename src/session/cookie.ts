@@ -74,13 +74,21 @@ export class SessionCookie {
       return { verdict: "absent", keys: NO_KEYS, secret: undefined, others: header };
     }
     const candidates: string[] = [];
-    const others: string[] = [];
-    for (const pair of header.split(";")) {
-      const equals = pair.indexOf("=");
-      if (equals !== -1 && pair.slice(0, equals).trim() === name) candidates.push(pair.slice(equals + 1).trim());
-      else if (pair.trim() !== "") others.push(pair.trim());
+    let others = "";
+    // Each request comes through here: no list of pairs, and no copy of what is not passed on.
+    for (let next = 0; next < header.length; ) {
+      const end = header.indexOf(";", next);
+      const to = end === -1 ? header.length : end;
+      const from = skipBlanks(header, next, to);
+      const equals = header.indexOf("=", from);
+      if (equals !== -1 && equals < to && trimmedSlice(header, from, equals) === name) {
+        candidates.push(trimmedSlice(header, equals + 1, to));
+      } else if (from < to) {
+        others = others === "" ? trimmedSlice(header, from, to) : `${others}; ${trimmedSlice(header, from, to)}`;
+      }
+      next = to + 1;
     }
-    return this.#verifyAll(candidates, others.length === 0 ? undefined : others.join("; "));
+    return this.#verifyAll(candidates, others === "" ? undefined : others);
   }
 
   #verifyAll(candidates: readonly string[], others: string | undefined): PresentedCookie {
@@ -163,6 +171,25 @@ export class SessionCookie {
   clear(): string {
     return `${this.#settings.name}=; Max-Age=0${this.#attributes}`;
   }
+}
+
+/** @returns the place of the first character that is not blank, or `to`. */
+function skipBlanks(text: string, from: number, to: number): number {
+  let start = from;
+  while (start < to && isBlank(text.charCodeAt(start))) start++;
+  return start;
+}
+
+function trimmedSlice(text: string, from: number, to: number): string {
+  const start = skipBlanks(text, from, to);
+  let end = to;
+  while (end > start && isBlank(text.charCodeAt(end - 1))) end--;
+  return text.slice(start, end);
+}
+
+/** What `String.trim` takes for white space, of the characters that a header can hold. */
+function isBlank(code: number): boolean {
+  return code === 0x20 || (code >= 0x09 && code <= 0x0d) || code === 0xa0;
 }
 
 function keyOf(token: string): SessionKey {

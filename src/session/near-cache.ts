@@ -9,8 +9,8 @@ import { outage, type Resolution, resolution, type SessionLookup } from "./resol
 const JOIN_WITHIN_MS = 25;
 /** Look-ups of one request when the session changes under each of them. */
 const MAX_LOOKUPS = 3;
-/** What an entry costs beside its session: map, list, and the objects around it. Measured in bench/README.md. */
-const ENTRY_BYTES = 600;
+/** What an entry costs beside its session: map, list, key, and the objects around it (`npm run bench:lookups`). */
+const ENTRY_BYTES = 300;
 
 export interface NearCacheObserver {
   evicted(): void;
@@ -24,6 +24,7 @@ export interface NearCacheOptions {
   readonly store: Pick<SessionStore, "find">;
   /** Milliseconds since the epoch. */
   readonly now: () => number;
+  /** At least 1: without a cache there is `StoreLookup`. */
   readonly maxBytes: number;
   /** No entry is used for longer after it was read, whatever is or is not heard. */
   readonly maxAgeMs: number;
@@ -181,10 +182,8 @@ export class NearCache implements SessionLookup, ChangeListener {
   }
 
   #keep(key: SessionKey, session: Session): void {
-    const { maxBytes, now } = this.#options;
-    if (maxBytes === 0) return;
     const hit: Resolution = { outcome: "hit", key, session, source: "cache" };
-    const entry: Entry = { hit, readAt: now(), endsAt: endOf(session), epoch: this.#epoch };
+    const entry: Entry = { hit, readAt: this.#options.now(), endsAt: endOf(session), epoch: this.#epoch };
     this.#entries.set(key, entry, { size: ENTRY_BYTES + roughSize(session as unknown as Json) });
   }
 

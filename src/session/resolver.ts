@@ -1,5 +1,6 @@
 import { type ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { SessionOutcome, SessionSource } from "../core/exchange.ts";
+import type { IdentityValues } from "../core/identity.ts";
 import type { FindResult, Session, SessionKey } from "../core/session.ts";
 import type { MaybePromise, SessionStore } from "../core/store.ts";
 import type { PresentedCookie } from "./cookie.ts";
@@ -11,6 +12,8 @@ export interface Resolution {
   /** With the outcome `ambiguous`: the keys of the live ones. */
   readonly keys?: readonly SessionKey[];
   readonly session?: Session;
+  /** What upstream is told of the session; of a cached one only once. */
+  identity?: IdentityValues;
   /** Absent when nobody had to be asked. */
   readonly source?: SessionSource;
   /** With the source `stale`: how long ago the session was read, milliseconds. */

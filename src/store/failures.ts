@@ -7,7 +7,7 @@ export interface Explanation {
 /** By what Redis replies with (its first word is a code), by node's error codes, and by SQLite's result codes. */
 const ADVICE: Readonly<Record<string, string>> = {
   NOPERM:
-    "the Redis user may not do this: give it what it lacks with ACL SETUSER, for example: +@read +@write +@scripting +@connection +info ~coatcheck:* &coatcheck:*",
+    "the Redis user may not do this: give it what it lacks with ACL SETUSER, for example: +@read +@write +@scripting +@connection +@pubsub +info ~coatcheck:* &coatcheck:* &__redis__:invalidate",
   WRONGPASS: "the user name or the password in the store URL is not the one that Redis knows",
   NOAUTH: "Redis asks for a password: put it into the store URL, redis://user:password@host",
   OOM: "Redis is full and may not evict: give it more memory (maxmemory), or find out what else fills it; with an evicting policy it would drop live sessions instead",
@@ -46,7 +46,7 @@ const SQLITE_CODES: Readonly<Record<number, string>> = {
 };
 
 const UNKNOWN_ADVICE =
-  "is the server running, can it be reached from here (host, port, TLS, firewall), and what does its log say?";
+  "is the server running, can it be reached from here (host, port, user, password, TLS, firewall), and what does its log say?";
 
 export function explain(error: unknown): Explanation {
   const problem = error instanceof Error ? error.message : String(error);

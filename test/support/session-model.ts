@@ -87,14 +87,23 @@ export function apply(sessions: Sessions, operation: Operation, now: number): { 
   }
 }
 
-/**
- * Whether a store answered as the model does.
- * @param lenient for a store that keeps the place of what was ended: `expired` and `unknown` are the same then, and
- *   whether there was anything to destroy is not asked.
- */
-export function agrees(operation: Operation, answer: Answer, expected: Answer, lenient: boolean): boolean {
-  if (lenient && operation.name === "destroy") return true;
-  const outcome = (given: string) => (lenient && given === EXPIRED.outcome ? UNKNOWN.outcome : given);
+/** Where a store may answer otherwise than the model. */
+export interface Tolerance {
+  /** It keeps the place of what was ended: `expired` for `unknown`, and who of several ended it is not known. */
+  readonly tombstones?: boolean;
+  /** It looks at the expiry when it writes, not at the retirement: a retired session takes a write, and stays retired. */
+  readonly writesToRetired?: boolean;
+}
+
+/** Whether a store answered as the model does. */
+export function agrees(
+  operation: Operation,
+  answer: Answer,
+  expected: Answer,
+  { tombstones = false }: Tolerance = {},
+): boolean {
+  if (tombstones && operation.name === "destroy") return true;
+  const outcome = (given: string) => (tombstones && given === EXPIRED.outcome ? UNKNOWN.outcome : given);
   if (outcome(answer.outcome) !== outcome(expected.outcome)) return false;
   const [given, wanted] = [answer.session, expected.session];
   if (given === undefined || wanted === undefined) return operation.name !== "find" || given === wanted;
@@ -120,7 +129,7 @@ export function explain(
   sessions: Sessions,
   histories: readonly History[],
   now: number,
-  lenient: boolean,
+  tolerance: Tolerance,
   isObserved: (sessions: Sessions) => boolean,
 ): Sessions | undefined {
   const open = histories.filter((history) => history.length > 0);
@@ -129,14 +138,20 @@ export function explain(
     const [{ operation, answer } = history[0] as History[number], ...rest] = history;
     const others = open.map((each) => (each === history ? rest : each));
     const { answer: expected, after } = apply(sessions, operation, now);
-    if (answer === undefined || agrees(operation, answer, expected, lenient)) {
-      const explained = explain(after, others, now, lenient, isObserved);
+    const mayBeAnything = answer === undefined || (tolerance.writesToRetired && isLateWrite(operation, sessions, now));
+    if (mayBeAnything || agrees(operation, answer, expected, tolerance)) {
+      const explained = explain(after, others, now, tolerance, isObserved);
       if (explained !== undefined) return explained;
     }
     if (answer === undefined) {
-      const explained = explain(sessions, others, now, lenient, isObserved);
+      const explained = explain(sessions, others, now, tolerance, isObserved);
       if (explained !== undefined) return explained;
     }
   }
   return undefined;
+}
+
+function isLateWrite({ name, key }: Operation, sessions: Sessions, now: number): boolean {
+  const { retiresAt = Infinity } = sessions.get(key) ?? {};
+  return name !== "find" && name !== "create" && name !== "destroy" && retiresAt <= now;
 }
