@@ -209,6 +209,14 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     let looked = 0;
     const report = () => ({ looked, findings: findings.list(), complete: false });
     try {
+      for (const row of this.#database.prepare(`PRAGMA quick_check(${MAX_DAMAGE_SHOWN})`).all()) {
+        const [damage] = Object.values(row);
+        if (damage !== "ok")
+          findings.add("signs of damage (restore the file, or move it away, which ends its sessions)", {
+            count: 1,
+            example: String(damage),
+          });
+      }
       const overdue = this.#sweepable() - 2 * SWEEP_INTERVAL_MS;
       const [expired] = this.#answer(() => this.#statements.countExpired.get(overdue)) as unknown as [number];
       findings.add("expired rows", { count: expired });
@@ -220,14 +228,6 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
         findings.add("expired rows", { fixed: swept });
         onStep?.(looked);
         await rest(restMs);
-      }
-      for (const row of this.#database.prepare(`PRAGMA quick_check(${MAX_DAMAGE_SHOWN})`).all()) {
-        const [damage] = Object.values(row);
-        if (damage !== "ok")
-          findings.add("signs of damage (restore the file, or move it away, which ends its sessions)", {
-            count: 1,
-            example: String(damage),
-          });
       }
       for (let cursor: string | undefined = ""; cursor !== undefined; ) {
         if (signal?.aborted) return report();
