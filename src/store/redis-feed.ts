@@ -8,9 +8,9 @@ import { keepConnecting, type RedisLink, reconnectDelay } from "./redis-link.ts"
 
 /** What writers publish: `changed KEY`, or `ended KEY MILLISECONDS`. */
 export const CHANGES_CHANNEL = "coatcheck:changes";
-const INVALIDATIONS_CHANNEL = "__redis__:invalidate";
+export const INVALIDATIONS_CHANNEL = "__redis__:invalidate";
 /** Keys and channels on which a gateway hears itself. */
-const ECHO_PREFIX = "coatcheck:echo:";
+export const ECHO_PREFIX = "coatcheck:echo:";
 const ECHO_TTL_MS = 1_000;
 const ECHO_INTERVAL_MS = 1_000;
 const ECHO_TIMEOUT_MS = 500;

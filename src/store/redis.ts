@@ -20,13 +20,18 @@ import type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreInspection,
   StoreObserver,
+  SweepOptions,
+  SweepReport,
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
 import { RedisFeed } from "./redis-feed.ts";
+import { inspectRedis } from "./redis-inspection.ts";
 import { isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
 import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
+import { type SweptStore, sweepRedis } from "./redis-sweep.ts";
 
 const MAX_LISTED = 1000;
 
@@ -96,7 +101,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
     const userId = session.user?.id ?? "";
     // Index first: "end all sessions of this user" must not miss one. An entry without a session is harmless.
-    if (userId !== "") await this.#index(userId, key, session);
+    if (userId !== "") await this.#index(userId, key, session.createdAt + this.#absoluteTimeoutMs);
     const { payload, fields } = this.#encode(key, session);
     const { version, expiresAt, usedAt } = session;
     const values = [version, expiresAt, usedAt, userId, payload, expiresAt + EXPIRED_GRACE_MS, ...fields];
@@ -184,6 +189,21 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     }
   }
 
+  inspect(): Promise<StoreInspection> {
+    return inspectRedis(this.#link);
+  }
+
+  sweep(options: SweepOptions): Promise<SweepReport> {
+    const store: SweptStore = {
+      link: this.#link,
+      absoluteTimeoutMs: this.#absoluteTimeoutMs,
+      now: this.#now,
+      find: (key) => this.find(key),
+      enter: (userId, key, end) => this.#index(userId, key, end),
+    };
+    return sweepRedis(store, options);
+  }
+
   close(): void {
     this.#feed?.close();
     this.#link.close();
@@ -219,8 +239,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     return { payload: this.#codec.encode(key, { ...session, data: {} }), fields };
   }
 
-  async #index(userId: string, key: SessionKey, session: Session): Promise<void> {
-    const end = session.createdAt + this.#absoluteTimeoutMs;
+  async #index(userId: string, key: SessionKey, end: number): Promise<void> {
     await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end], true);
   }
 
