@@ -1,6 +1,7 @@
 import { equal, ok } from "node:assert/strict";
 import { mkdtemp } from "node:fs/promises";
 import { join } from "node:path";
+import { Redis } from "ioredis";
 import { ITEM_BODY, ITEM_PATH } from "./answers.ts";
 import { ask, knock } from "./ask.ts";
 import { endChild, freePort, type Pins, startChild, untilReady } from "./children.ts";
@@ -20,6 +21,8 @@ export interface Sample extends LoadResult {
   /** How much of one core the proxy used: near 1, it was the bottleneck. */
   readonly busy: number;
   readonly rssMiB: number;
+  /** Commands that Redis carried out, by completed request; `undefined` without Redis. */
+  readonly redisCommands: number | undefined;
 }
 
 export interface Bench {
@@ -43,10 +46,12 @@ export async function measure(bench: Bench, peer: Peer): Promise<Sample> {
   const fire = (seconds: number) => Promise.race([support.load(order(url, options, visitors, seconds)), child.died]);
   const collectedBefore = await support.collectedBytes();
   const warmUp = await fire(options.warmUpSeconds);
+  const commandsBefore = peer.needsRedis ? await redisCommands(support) : undefined;
   const cpuBefore = cpuSeconds(child.pid);
   const result = await fire(options.seconds);
   const cpu = cpuSeconds(child.pid) - cpuBefore;
   const rssMiB = residentMiB(child.pid);
+  const commands = commandsBefore === undefined ? undefined : (await redisCommands(support)) - commandsBefore;
 
   if (peer.gateway) await agrees(`http://127.0.0.1:${adminPort}`, warmUp.completed + result.completed, visitors.length);
   await endChild(child);
@@ -58,7 +63,18 @@ export async function measure(bench: Bench, peer: Peer): Promise<Sample> {
     rps: result.completed / result.seconds,
     busy: cpu / result.seconds,
     rssMiB,
+    redisCommands: commands === undefined ? undefined : commands / result.completed,
   };
+}
+
+/** All that this Redis has carried out, each command within a script as well. */
+async function redisCommands({ redis = "" }: Support): Promise<number> {
+  const client = new Redis(redis);
+  try {
+    return sum(await client.info("commandstats"), /^cmdstat_[^:]+:calls=(\d+)/gm);
+  } finally {
+    client.disconnect();
+  }
 }
 
 async function startPeer({ options, pins, support, folder }: Bench, peer: Peer, port: number, adminPort: number) {

@@ -11,7 +11,8 @@ export interface Measured {
 }
 
 const COLUMNS = ["cpuMicros", "rps", "busy", "p50Ms", "p99Ms", "rssMiB"] as const;
-type Medians = Record<(typeof COLUMNS)[number] | "errors", number>;
+const REDIS_COLUMN = "redisCommands";
+type Medians = Record<(typeof COLUMNS)[number] | "errors", number> & { readonly [REDIS_COLUMN]?: number };
 
 interface Row {
   readonly name: string;
@@ -43,7 +44,11 @@ export function makeReport(measured: readonly Measured[], options: Options, pins
 }
 
 function row({ peer, samples }: Measured, baseline: readonly Sample[] | undefined): Row {
-  const middle = { errors: failures(samples) } as Medians;
+  const commands = samples.flatMap((sample) => sample[REDIS_COLUMN] ?? []);
+  const middle = {
+    errors: failures(samples),
+    ...(commands.length > 0 && { [REDIS_COLUMN]: median(commands) }),
+  } as { -readonly [Column in keyof Medians]: Medians[Column] };
   for (const column of COLUMNS) middle[column] = median(samples.map((sample) => sample[column]));
   const ratios = samples.map((sample, round) => sample.cpuMicros / (baseline?.[round]?.cpuMicros ?? Number.NaN));
   const ratio = { median: median(ratios), min: Math.min(...ratios), max: Math.max(...ratios) };
@@ -64,8 +69,8 @@ function median(values: readonly number[]): number {
 
 export function table({ peers }: Report): string {
   const lines = [
-    `| peer | CPU µs/request | ratio to ${BASELINE} | rps | busy | p50 ms | p99 ms | RSS MiB | errors |`,
-    "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    `| peer | CPU µs/request | ratio to ${BASELINE} | rps | busy | p50 ms | p99 ms | RSS MiB | Redis commands/request | errors |`,
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
   ];
   for (const { name, median: m, ratio } of peers) {
     const times = ratio && `**${ratio.median.toFixed(2)}** (${ratio.min.toFixed(2)}–${ratio.max.toFixed(2)})`;
@@ -78,6 +83,7 @@ export function table({ peers }: Report): string {
       m.p50Ms.toFixed(2),
       m.p99Ms.toFixed(2),
       m.rssMiB.toFixed(0),
+      m[REDIS_COLUMN]?.toFixed(4) ?? "–",
       m.errors,
     ];
     lines.push(`| ${cells.join(" | ")} |`);

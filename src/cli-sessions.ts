@@ -1,5 +1,6 @@
 import { CommandError, parse, print, UsageError } from "./cli-arguments.ts";
 import { MIGRATION_OPTIONS, runMigration } from "./cli-migrate.ts";
+import { runSweep, SWEEP_OPTIONS } from "./cli-sweep.ts";
 import { fromNow, grouped, plain, table } from "./cli-text.ts";
 import { type Environment, loadConfigFile } from "./config/load.ts";
 import {
@@ -16,6 +17,7 @@ const USAGE = `Usage:
   coatcheck sessions end HANDLE                        ends one session
   coatcheck sessions end --user ID [--except HANDLE]   ends all sessions of a user, or all but one
   coatcheck sessions migrate --from URL --to URL       copies live sessions into another store
+  coatcheck sessions sweep --config FILE [--fix]       finds what should not be in the store
 
 A HANDLE is what logs and the list show: the first 12 characters of the session's key.
 
@@ -29,6 +31,11 @@ Options of migrate, which opens both stores itself:
       --from URL, --to URL   what store: of the configuration may be, but memory:
   -c, --config FILE          for its session settings; --from and --to say where
       --cursor CURSOR        goes on where an earlier run stopped
+
+Options of sweep, which opens the store itself, and exits with 1 if it leaves anything that it has found:
+  -c, --config FILE     its configuration
+      --store URL       in its place; sessions that are encrypted need the keys in the configuration
+      --fix             repairs what can be repaired; a live session is never ended or shortened
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
@@ -51,8 +58,9 @@ export async function runSessions(args: readonly string[], environment: Environm
   const [command, ...rest] = args;
   const shielded = shieldHandles(rest);
   if (command === "migrate") return runMigration(parse(shielded, MIGRATION_OPTIONS), environment);
+  if (command === "sweep") return runSweep(parse(shielded, SWEEP_OPTIONS), environment);
   if (command !== "list" && command !== "show" && command !== "end")
-    throw new UsageError(`unknown command "sessions ${command}"; known: list, show, end, migrate`);
+    throw new UsageError(`unknown command "sessions ${command}"; known: list, show, end, migrate, sweep`);
   const { values, positionals } = parse(shielded, OPTIONS);
   const { user, except, json } = values;
   const [handle, ...more] = positionals;

@@ -15,7 +15,7 @@ Usage:
   coatcheck [serve] --upstream URL       serve one application, without a file
   coatcheck check --config FILE          check the file, print the effective configuration
   coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
-  coatcheck sessions --help              list, look at, end and migrate sessions
+  coatcheck sessions --help              list, look at, end, migrate and sweep sessions
   coatcheck demo                         an example application behind a gateway, to try things out
   coatcheck --help | --version
 

@@ -4,7 +4,8 @@ import { join } from "node:path";
 import { Redis } from "ioredis";
 import t from "tap";
 import { CommandError, UsageError } from "../src/cli-arguments.ts";
-import { Progress, renderCounts } from "../src/cli-migrate.ts";
+import { renderCounts, renderProgress } from "../src/cli-migrate.ts";
+import { Progress } from "../src/cli-progress.ts";
 import { runSessions } from "../src/cli-sessions.ts";
 import { ConfigError } from "../src/config/problems.ts";
 import { forEachAtOnce } from "../src/core/concurrency.ts";
@@ -20,7 +21,7 @@ import { until } from "./support/client.ts";
 import { command, run } from "./support/command.ts";
 import { freePort, startRedis, type Teardown, temporaryFolder } from "./support/servers.ts";
 
-const SESSIONS = 5000;
+const SESSIONS = 2000;
 const HOUR_MS = 3_600_000;
 const ABSOLUTE_TIMEOUT_MS = 12 * HOUR_MS;
 
@@ -403,7 +404,7 @@ t.test("progress: one line that changes on a terminal, one line every few second
   const written: Record<string, string[]> = { terminal: [], log: [] };
   for (const [name, lines] of Object.entries(written)) {
     const progress = new Progress({ isTerminal: name === "terminal", write: (text) => lines.push(text) });
-    for (let ms = 0; ms <= 12_000; ms += 50) progress.show(counts, ms);
+    for (let ms = 0; ms <= 12_000; ms += 50) progress.show(renderProgress(counts), ms);
     progress.end();
   }
   t.same(written.log, ["copied 1,234 · skipped 5 · failed 1 · 5 s\n", "copied 1,234 · skipped 5 · failed 1 · 10 s\n"]);

@@ -146,7 +146,7 @@ t.test("usage", async (t) => {
   t.match(await run(t, ["sessions", "end", "-h"]), { status: 0, stdout: help.stdout });
   t.match(await run(t, ["--help"]), { stdout: /coatcheck sessions --help[\s\S]*COATCHECK_ADMIN_TOKEN/ });
   const cases: [args: string[], message: RegExp][] = [
-    [["lst"], /unknown command "sessions lst"; known: list, show, end, migrate/],
+    [["lst"], /unknown command "sessions lst"; known: list, show, end, migrate, sweep/],
     [["list"], /list needs --user ID/],
     [["list", "aaaaaaaaaaaa"], /to see one session: show HANDLE/],
     [["show"], /show needs a HANDLE/],

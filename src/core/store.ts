@@ -52,6 +52,36 @@ export interface ScanPage {
   readonly cursor?: string;
 }
 
+export interface SweepOptions {
+  /** Repairs what can be repaired; otherwise nothing is changed. */
+  readonly fix: boolean;
+  /** Stops after the current step. */
+  readonly signal?: AbortSignal;
+  /** Told after each step how many keys it has looked at so far. */
+  readonly onStep?: (looked: number) => void;
+  /** How long what looks like a leftover is given to turn out to be a login under way, milliseconds. */
+  readonly settleMs?: number;
+}
+
+export interface SweepFinding {
+  /** Plain words, in the plural. */
+  readonly what: string;
+  readonly count: number;
+  readonly fixed: number;
+  /** At most 20: handles, or what an operator knows otherwise. Never a whole key. */
+  readonly examples: readonly string[];
+}
+
+export interface SweepReport {
+  /** How many keys, or rows, it looked at. */
+  readonly looked: number;
+  readonly findings: readonly SweepFinding[];
+  /** False: it was stopped, or the store gave no answer any more. */
+  readonly complete: boolean;
+  /** Why it is not complete; absent when the signal did it. */
+  readonly failure?: unknown;
+}
+
 /** Why a store gave no answer: a closed set, for labels. */
 export const STORE_FAILURES = [
   "timeout",
@@ -133,6 +163,11 @@ export interface SessionStore {
   check(): MaybePromise<StoreCheck>;
   /** Looks at the server or file itself: version, settings, size. For `coatcheck check --store`, not for every minute. */
   inspect?(): MaybePromise<StoreInspection>;
+  /**
+   * Goes through everything in small steps, and finds what should not be there. Never ends or shortens a live session.
+   * It does not throw: a store that stops answering is the `failure` of the report.
+   */
+  sweep?(options: SweepOptions): MaybePromise<SweepReport>;
   close(): MaybePromise<void>;
 
   /** One attribute; `undefined` when the session or the attribute is not there. */

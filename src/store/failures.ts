@@ -59,7 +59,8 @@ export function explain(error: unknown): Explanation {
   return { problem, advice: UNKNOWN_ADVICE };
 }
 
-function codesOf(error: Error & { code?: unknown; errcode?: unknown }): string[] {
+/** What of Redis, node or SQLite is in an error, as one of the words that `explain` knows. */
+export function codesOf(error: Error & { code?: unknown; errcode?: unknown }): string[] {
   const codes: string[] = [];
   if (typeof error.code === "string") codes.push(error.code);
   // The low octet is the result code; the others refine it.

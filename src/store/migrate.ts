@@ -123,7 +123,8 @@ class Copying {
   }
 }
 
-async function patiently<T>(ask: () => MaybePromise<T>): Promise<T> {
+/** Asks again, a little later, a store that gives no answer. */
+export async function patiently<T>(ask: () => MaybePromise<T>): Promise<T> {
   for (const delayMs of RETRY_DELAYS_MS) {
     try {
       return await ask();
