@@ -12,7 +12,7 @@ import { temporaryFolder } from "./support/servers.ts";
 const HOLDER = `
   const { DatabaseSync } = await import("node:sqlite");
   const database = new DatabaseSync(process.argv[1]);
-  database.exec("BEGIN EXCLUSIVE; CREATE TABLE held (nothing)");
+  database.exec("BEGIN EXCLUSIVE; CREATE TABLE held (name)");
   process.stdout.write("held");
   setTimeout(() => database.exec("COMMIT"), 500);`;
 
