@@ -195,7 +195,10 @@ t.test("a renewed cookie is signed with the first secret, and shared caches may 
   const rotated = { ...cookie, secrets: [NEW_SECRET, SECRET] };
   const app = await startApp(t);
   app.server.prependListener("request", (_req, res) => {
-    res.setHeader("cache-control", "public, max-age=3600, s-maxage=7200, immutable");
+    res.setHeader(
+      "cache-control",
+      'public, max-age=3600, private="set-cookie, x", s-maxage=7200, no-cache="a, public", immutable',
+    );
     res.setHeader("surrogate-control", "max-age=3600");
     res.setHeader("cdn-cache-control", "max-age=3600");
   });
@@ -213,7 +216,7 @@ t.test("a renewed cookie is signed with the first secret, and shared caches may 
     "the same token",
   );
   t.not(cookiePair(renewed), pair, "another signature");
-  t.equal(reply.headers["cache-control"], "private, max-age=3600, immutable");
+  t.equal(reply.headers["cache-control"], 'private, max-age=3600, no-cache="a, public", immutable');
   t.equal(reply.headers["surrogate-control"], undefined);
   t.equal(reply.headers["cdn-cache-control"], undefined);
   const newOnly = await startGateway(t, {
