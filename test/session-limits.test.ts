@@ -87,6 +87,8 @@ t.test("bind: a stolen cookie used with another browser is denied, or logged, an
     t.ok(gateway.logs.some((line) => line.event === "session.mismatch"));
     t.equal((await gateway.exchanges())[0]?.session.outcome, onMismatch === "log" ? "hit" : "mismatch");
     t.equal(who(await get(pair, home)), "1", "the visitor goes on");
+    const source = onMismatch === "log" ? "hit" : "mismatch";
+    t.match(await gateway.metrics(), new RegExp(`resolutions_total\\{outcome="${source}",source="store"\\} [1-9]`));
   }
 });
 
