@@ -173,14 +173,8 @@ function named(list: readonly string[]): Record<string, string> {
 type SlotRange = readonly [first: number, last: number, ...nodes: readonly [host: string, port: number][]];
 
 async function placesInCluster(link: RedisLink, report: Report): Promise<readonly Place[]> {
-  let ranges: readonly SlotRange[];
-  try {
-    ranges = (await link.ask(SESSION_PREFIX, () => link.client.call("CLUSTER", "SLOTS"))) as unknown as SlotRange[];
-  } catch (error) {
-    const { problem, advice } = explain(error);
-    report.warn(`the cluster does not tell its nodes: ${problem}; ${advice}`);
-    return [];
-  }
+  const ranges = await rangesOf(link, report);
+  if (ranges === undefined) return [];
   const places = new Map<string, Place>();
   const slotsOf = new Map<string, [number, number][]>();
   for (const [first, last, master, ...replicas] of ranges) {
@@ -201,6 +195,20 @@ async function placesInCluster(link: RedisLink, report: Report): Promise<readonl
       `${SLOTS - served} slots belong to nobody: sessions there cannot be kept, and unless cluster-require-full-coverage is no, none at all; look at CLUSTER NODES, then redis-cli --cluster fix`,
     );
   return [...places.values()].sort((a, b) => (a.role + nameOf(a) < b.role + nameOf(b) ? -1 : 1));
+}
+
+/** Asks the nodes that the URL names, until one tells. */
+async function rangesOf(link: RedisLink, report: Report): Promise<readonly SlotRange[] | undefined> {
+  for (const host of link.address.hosts) {
+    try {
+      const options = { ...link.nodeOptions(), ...host };
+      return (await visit(options, (node) => node.call("CLUSTER", "SLOTS"))) as readonly SlotRange[];
+    } catch (error) {
+      const { problem, advice } = explain(error);
+      report.warn(`${nameOf(host)} does not tell the nodes of its cluster: ${problem}; ${advice}`);
+    }
+  }
+  return undefined;
 }
 
 /** Tries names: a node with one slot is found after 16,384 of them on average. */
