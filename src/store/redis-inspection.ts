@@ -255,8 +255,8 @@ async function look(link: RedisLink, place: Place, report: Report): Promise<void
   try {
     await visit({ ...link.nodeOptions(), host, port, db: database }, async (redis) => {
       const pingMs = await latencyOf(redis);
-      const info = infoFrom(await unlessForbidden(() => redis.info()));
-      const snapshots = await unlessForbidden(async () => ((await redis.config("GET", "save")) as string[])[1] ?? "");
+      const info = infoFrom(await unlessRefused(() => redis.info()));
+      const snapshots = await unlessRefused(async () => ((await redis.config("GET", "save")) as string[])[1] ?? "");
       const keys = role === "master" ? await keysOf(redis, info, database) : undefined;
       report.factsOf(server, factsOf(place, { info, snapshots, keys, pingMs }));
       for (const warning of serverWarnings(info, { topology, role, snapshots })) report.warn(warning, server);
@@ -283,18 +283,22 @@ async function latencyOf(redis: Redis): Promise<number> {
   const times: number[] = [];
   for (let i = 0; i < PINGS; i++) {
     const startedMs = performance.now();
-    await redis.ping();
+    // A server that cannot write its snapshot refuses even this, and that is an answer.
+    await unlessRefused(() => redis.ping());
     times.push(performance.now() - startedMs);
   }
   return times.sort((a, b) => a - b)[Math.floor(PINGS / 2)] ?? 0;
 }
 
-/** @returns `undefined` when the server answers, but not with this. */
-async function unlessForbidden<T>(ask: () => Promise<T>): Promise<T | undefined> {
+/**
+ * @returns `undefined` when the server answers, but not with this.
+ * @throws what it says to everything before it knows who is asking.
+ */
+async function unlessRefused<T>(ask: () => Promise<T>): Promise<T | undefined> {
   try {
     return await ask();
   } catch (error) {
-    if (error instanceof Error && error.name === "ReplyError") return undefined;
+    if (error instanceof Error && error.name === "ReplyError" && !error.message.startsWith("NOAUTH")) return undefined;
     throw error;
   }
 }
@@ -315,7 +319,7 @@ interface Keys {
 async function keysOf(redis: Redis, info: RedisInfo, database: number): Promise<Keys | undefined> {
   if (info.redis_version === undefined) return undefined;
   const [, all = 0, expiring = 0] = (/^keys=(\d+),expires=(\d+)/.exec(info[`db${database}`] ?? "") ?? []).map(Number);
-  const sessions = all > MAX_COUNTED_KEYS ? undefined : await unlessForbidden(() => countSessions(redis));
+  const sessions = all > MAX_COUNTED_KEYS ? undefined : await unlessRefused(() => countSessions(redis));
   return { all, withoutTtl: all - expiring, sessions };
 }
 
