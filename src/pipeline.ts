@@ -40,6 +40,9 @@ export interface Gate {
   readonly isDraining: () => boolean;
 }
 
+/** How long a response waits to learn whether its cookie may be renewed, milliseconds. Too late is no harm: the next touch asks again. */
+const RENEWAL_PATIENCE_MS = 100;
+
 /** The way of one request (design §2). Whatever goes wrong ends in one place, and the exchange knows its name. */
 export async function handle(gate: Gate, conversation: Conversation): Promise<void> {
   const { req, peer, exchange } = conversation;
@@ -240,11 +243,25 @@ async function beforeHead(
  */
 async function renewedCookie(gate: Gate, head: RequestHead, resolution: Resolution): Promise<string | undefined> {
   if (head.cookie === undefined || resolution.key === undefined) return undefined;
-  const { outcome, session } = await gate.lookup.find(resolution.key);
-  if (outcome !== "hit" || session === undefined || session.retiresAt !== undefined) return undefined;
+  const found = gate.lookup.find(resolution.key);
+  const { session } = found instanceof Promise ? await ifSoon(found, RENEWAL_PATIENCE_MS, NOT_ASKED) : found;
+  if (session === undefined || session.retiresAt !== undefined) return undefined;
   const { expiry, now } = gate.lifecycle;
   const at = now();
   return gate.cookie.renew(head.cookie, resolution.key, expiryAfterUse(session.createdAt, at, expiry) - at);
+}
+
+/** What the promise gives, or `otherwise` when that takes too long. */
+async function ifSoon<T>(promise: Promise<T>, patienceMs: number, otherwise: T): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<T>((resolve) => {
+    timer = setTimeout(resolve, patienceMs, otherwise);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 /** Obeys and saves what the response commands, before its head is released (design §6). */

@@ -138,7 +138,7 @@ t.test("what Redis says instead of an answer", async (t) => {
     ["OOM command not allowed when used memory > 'maxmemory'.", "out-of-memory", false],
     ["Command timed out", "timeout", false],
     ["Connection is closed.", "closed", false],
-    ["Stream isn't writeable and enableOfflineQueue options is false", "closed", false],
+    ["Stream isn't writeable and enableOfflineQueue options is false", "closed", true],
     ["connect ECONNREFUSED 127.0.0.1:6379", "closed", false],
     ["something new", "other", false],
   ];
@@ -149,17 +149,15 @@ t.test("a breaker opens after three in a row, not before, and closes with an ans
   const states: boolean[] = [];
   let up = false;
   let probes = 0;
-  const breaker = new Breaker(
-    async () => {
-      probes++;
-      if (!up) throw new Error("down");
-    },
-    (open) => states.push(open),
-  );
+  const question = async () => {
+    probes++;
+    if (!up) throw new Error("down");
+  };
+  const breaker = new Breaker((open) => states.push(open));
   t.teardown(() => breaker.stop());
-  for (const step of ["failed", "failed", "answered", "failed", "failed"] as const) breaker[step]();
+  for (const step of ["failed", "failed", "answered", "failed", "failed"] as const) breaker[step](question);
   t.equal(breaker.isOpen, false);
-  breaker.failed();
+  breaker.failed(question);
   t.equal(breaker.isOpen, true);
   await until(() => probes >= 2);
   t.equal(breaker.isOpen, true);

@@ -168,10 +168,11 @@ export class NearCache implements SessionLookup, ChangeListener {
           asked = Promise.resolve(this.#options.store.find(key));
           continue;
         }
-        const answer = resolution(key, found, "store");
         if (found.outcome === "hit" && this.#isTold && !flight.overtaken && epoch === this.#epoch)
           this.#keep(key, found.session);
-        return answer;
+        // What was kept for an outage is older than this answer, and perhaps of a session that has ended.
+        else if (this.#flights.get(key) === flight) this.#entries.delete(key);
+        return resolution(key, found, "store");
       }
     } catch (error) {
       return this.#withoutStore(key, error);

@@ -8,14 +8,13 @@ const PROBE_INTERVAL_MS = 100;
  * first answer: recovery costs nobody a failed request.
  */
 export class Breaker {
-  readonly #probe: () => Promise<unknown>;
   readonly #onChange: (open: boolean) => void;
+  #question: () => Promise<unknown> = async () => {};
   #failures = 0;
   #timer: NodeJS.Timeout | undefined;
+  #stopped = false;
 
-  /** @param probe a question to the server that is rejected, in bounded time, while the server does not answer. */
-  constructor(probe: () => Promise<unknown>, onChange: (open: boolean) => void) {
-    this.#probe = probe;
+  constructor(onChange: (open: boolean) => void) {
     this.#onChange = onChange;
   }
 
@@ -31,25 +30,31 @@ export class Breaker {
     this.#onChange(false);
   }
 
-  failed(): void {
+  /**
+   * @param question what is asked while the breaker is open: rejected, in bounded time, while there is no answer. It
+   *   should need what the attempt needed; another one would close the breaker too early.
+   */
+  failed(question: () => Promise<unknown>): void {
     this.#failures++;
-    if (this.#failures < THRESHOLD || this.#timer !== undefined) return;
+    this.#question = question;
+    if (this.#failures < THRESHOLD || this.#timer !== undefined || this.#stopped) return;
     this.#schedule();
     this.#onChange(true);
   }
 
   stop(): void {
+    this.#stopped = true;
     clearTimeout(this.#timer);
   }
 
   #schedule(): void {
-    this.#timer = setTimeout(() => {
-      this.#probe().then(
-        () => this.answered(),
-        () => {
-          if (this.#timer !== undefined) this.#schedule();
-        },
-      );
+    this.#timer = setTimeout(async () => {
+      try {
+        await this.#question();
+        this.answered();
+      } catch {
+        if (this.#timer !== undefined && !this.#stopped) this.#schedule();
+      }
     }, PROBE_INTERVAL_MS).unref();
   }
 }

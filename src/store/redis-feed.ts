@@ -4,7 +4,7 @@ import { Cluster, Redis } from "ioredis";
 import type { SessionKey } from "../core/session.ts";
 import type { ChangeListener, FeedState, StoreObserver } from "../core/store.ts";
 import { redisFailure } from "./redis-failures.ts";
-import { type RedisLink, reconnectDelay } from "./redis-link.ts";
+import { keepConnecting, type RedisLink, reconnectDelay } from "./redis-link.ts";
 
 /** What writers publish: `changed KEY`, or `ended KEY MILLISECONDS`. */
 export const CHANGES_CHANNEL = "coatcheck:changes";
@@ -14,21 +14,34 @@ export const ECHO_PREFIX = "coatcheck:echo:";
 const ECHO_TTL_MS = 1_000;
 const ECHO_INTERVAL_MS = 1_000;
 const ECHO_TIMEOUT_MS = 500;
-/** Names tried to find one whose slot a node owns: a node with one slot of 16,384 is found too, almost always. */
-const MAX_NAMES_TRIED = 100_000;
+/** Until the next attempt, while there is no way to make a change. */
+const ECHO_RETRY_MS = 100;
+/** Tried to find one whose slot a node owns: a node with one slot of 16,384 is found too, almost always. */
+const MAX_TAGS_TRIED = 100_000;
 
 /** One of the ways in which Redis tells of changes. */
 interface Ear {
   readonly kind: "tracking" | "messages";
   readonly redis: Redis;
-  /** The key or channel by which this connection is tested. */
-  echoName(nonce: string): string;
   /** Asks to be told; rejected with the server's reply when it refuses. */
-  subscribe(echoName: string): Promise<unknown>;
+  subscribe(nonce: string): Promise<unknown>;
   /** Makes something happen that this connection has to be told of. */
-  shout(echoName: string): Promise<unknown>;
+  shout(echo: Echo): Promise<unknown>;
+  /** @returns whether that is what was heard. */
+  isEcho(channel: string, message: string, echo: Echo): boolean;
   hear(channel: string, message: string): void;
 }
+
+/** A change of our own. Each is another one: a late one, or the end of an earlier key, proves nothing. */
+interface Echo {
+  /** Of the connection. */
+  readonly nonce: string;
+  readonly number: number;
+  readonly heard: () => void;
+}
+
+/** `away`: the way of the change, which is that of the reads, is closed; what listens may be sound. */
+type EchoOutcome = "heard" | "silence" | "away" | "refused";
 
 /**
  * A connection on which Redis tells of changes, and which is believed only while it is heard: once a second the gateway
@@ -40,9 +53,11 @@ class FeedConnection {
   readonly #onState: () => void;
   readonly #onDelay: (ms: number) => void;
   readonly #nonce = randomBytes(9).toString("base64url");
+  readonly #end: () => void;
   #state: "lost" | "heard" | "refused" = "lost";
   #subscribed = false;
-  #echo: { readonly name: string; readonly heard: () => void } | undefined;
+  #echo: Echo | undefined;
+  #echoes = 0;
   /** Counts the beginnings, so that what belongs to an earlier one is not taken for the present. */
   #round = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -52,6 +67,7 @@ class FeedConnection {
     this.#onState = onState;
     this.#onDelay = onDelay;
     const { redis, kind } = ear;
+    this.#end = keepConnecting(redis);
     redis.on("error", () => {});
     redis.on("ready", () => {
       observer.connection(kind, "ready");
@@ -63,8 +79,7 @@ class FeedConnection {
       this.#stop("lost");
     });
     redis.on("message", (channel: string, message: string) => {
-      const echo = this.#echo;
-      if (echo !== undefined && (channel === echo.name || namesIn(message).includes(echo.name))) echo.heard();
+      if (this.#echo !== undefined && ear.isEcho(channel, message, this.#echo)) this.#echo.heard();
       ear.hear(channel, message);
     });
   }
@@ -75,19 +90,19 @@ class FeedConnection {
 
   /** The reads may go elsewhere now: not to be believed until it is heard again. */
   doubt(): void {
-    if (this.#state === "heard") this.#begin();
+    if (this.#subscribed && this.#state !== "refused") this.#begin();
   }
 
   close(): void {
     this.#stop("lost");
-    this.ear.redis.disconnect();
+    this.#end();
   }
 
   async #begin(): Promise<void> {
     this.#stop("lost");
     const round = this.#round;
     try {
-      if (!this.#subscribed) await this.ear.subscribe(this.ear.echoName(this.#nonce));
+      if (!this.#subscribed) await this.ear.subscribe(this.#nonce);
       this.#subscribed = true;
     } catch (error) {
       if (round !== this.#round) return;
@@ -102,40 +117,51 @@ class FeedConnection {
 
   async #listen(round: number): Promise<void> {
     if (round !== this.#round) return;
-    const heard = await this.#isHeard();
+    const outcome = await this.#makeEcho();
     if (round !== this.#round) return;
-    if (!heard) {
+    if (outcome === "refused") return this.#stop("refused");
+    if (outcome === "silence") {
       this.#stop("lost");
       this.ear.redis.disconnect(true);
       return;
     }
-    this.#set("heard");
-    this.#timer = setTimeout(() => this.#listen(round), ECHO_INTERVAL_MS).unref();
+    this.#set(outcome === "heard" ? "heard" : "lost");
+    const pauseMs = outcome === "heard" ? ECHO_INTERVAL_MS : ECHO_RETRY_MS;
+    this.#timer = setTimeout(() => this.#listen(round), pauseMs).unref();
   }
 
-  async #isHeard(): Promise<boolean> {
-    const { promise, resolve } = Promise.withResolvers<boolean>();
-    const name = this.ear.echoName(this.#nonce);
+  async #makeEcho(): Promise<EchoOutcome> {
+    const { promise, resolve } = Promise.withResolvers<EchoOutcome>();
     const startedMs = performance.now();
     const heard = (): void => {
       this.#onDelay(performance.now() - startedMs);
-      resolve(true);
+      resolve("heard");
     };
-    this.#echo = { name, heard };
+    const echo: Echo = { nonce: this.#nonce, number: this.#echoes++, heard };
+    this.#echo = echo;
     // Some more turns for what has arrived already: a busy event loop is not a silent server.
-    const timer = setTimeout(() => setImmediate(() => setImmediate(resolve, false)), ECHO_TIMEOUT_MS);
-    this.ear.shout(name).catch((error: unknown) => {
-      if (redisFailure(error).reason !== "out-of-memory") return resolve(false);
-      // A full Redis takes no echo, and no session either: that the connection lives is all that can be known.
-      return this.ear.redis.ping().then(
-        () => resolve(true),
-        () => resolve(false),
-      );
-    });
-    const answer = await promise;
+    const timer = setTimeout(() => setImmediate(() => setImmediate(resolve, "silence")), ECHO_TIMEOUT_MS);
+    try {
+      await this.ear.shout(echo);
+    } catch (error) {
+      resolve(this.#withoutEcho(error));
+    }
+    const outcome = await promise;
     clearTimeout(timer);
-    this.#echo = undefined;
-    return answer;
+    if (this.#echo === echo) this.#echo = undefined;
+    return outcome;
+  }
+
+  /** What is known of this connection when the change could not be made. */
+  async #withoutEcho(error: unknown): Promise<EchoOutcome> {
+    const { reason, readable } = redisFailure(error);
+    if (reason === "not-authorized") return "refused";
+    if (!readable || reason === "readonly") return "away";
+    // A Redis that is full, or whose disk fails, takes no echo, and no session either: that it answers has to do.
+    return this.ear.redis.ping().then(
+      () => "heard",
+      () => "silence",
+    );
   }
 
   #stop(state: "lost" | "refused"): void {
@@ -242,22 +268,27 @@ export class RedisFeed {
     const { client } = this.#link;
     const ownedBy = (key: string) =>
       node === undefined || !(client instanceof Cluster) || client.slots[slotOf(key)]?.[0] === node;
-    let name = "";
+    /** What decides the slot; found anew when the node does not own it any more. */
+    let tag = "";
+    const nameOf = ({ nonce, number }: Echo) => {
+      for (let i = 0; i < MAX_TAGS_TRIED && !(tag !== "" && ownedBy(tag)); i++) tag = `${nonce}-${i}`;
+      return `${ECHO_PREFIX}{${tag}}${number}`;
+    };
+    let echoed = "";
     return {
       kind: "tracking",
       redis,
-      echoName: (nonce) => {
-        for (let i = 0; i < MAX_NAMES_TRIED && !(name !== "" && ownedBy(name)); i++)
-          name = `${ECHO_PREFIX}${nonce}:${i}`;
-        return name;
-      },
       subscribe: async () => {
         const id = String(await redis.client("ID"));
         const prefixes = ["PREFIX", this.#sessionPrefix, "PREFIX", ECHO_PREFIX];
         await redis.call("CLIENT", "TRACKING", "ON", "REDIRECT", id, "BCAST", ...prefixes);
         await redis.subscribe(INVALIDATIONS_CHANNEL);
       },
-      shout: (echoName) => client.set(echoName, "", "PX", ECHO_TTL_MS),
+      shout: (echo) => {
+        echoed = nameOf(echo);
+        return client.set(echoed, "", "PX", ECHO_TTL_MS);
+      },
+      isEcho: (_channel, message) => namesIn(message).includes(echoed),
       hear: (_channel, message) => this.#invalidated(message),
     };
   }
@@ -267,9 +298,9 @@ export class RedisFeed {
     return {
       kind: "messages",
       redis,
-      echoName: (nonce) => `${ECHO_PREFIX}${nonce}`,
-      subscribe: (echoName) => redis.subscribe(CHANGES_CHANNEL, echoName),
-      shout: (echoName) => this.#link.client.publish(echoName, ""),
+      subscribe: (nonce) => redis.subscribe(CHANGES_CHANNEL, ECHO_PREFIX + nonce),
+      shout: ({ nonce, number }) => this.#link.client.publish(ECHO_PREFIX + nonce, String(number)),
+      isEcho: (channel, message, { nonce, number }) => channel === ECHO_PREFIX + nonce && message === String(number),
       hear: (channel, message) => {
         if (channel === CHANGES_CHANNEL) this.#published(message);
       },

@@ -13,6 +13,10 @@ const RETRY_DELAY_MS = 25;
 /** How often a cluster is asked who owns which slots, beside each time that a node says so itself. */
 const SLOTS_REFRESH_MS = 5_000;
 const CLUSTER_REDIRECTIONS = 6;
+/** How long an operation waits for a connection that may be back in a moment; longer, it would not be worth it. */
+const RECONNECT_PATIENCE_MS = 100;
+/** From our end of a connection to giving it up: a server that is frozen never says that it has ended. */
+const DISCONNECT_TIMEOUT_MS = 100;
 
 /** A script by name; `lua` takes the key as KEYS[1]. */
 export type Scripts = Readonly<Record<string, string>>;
@@ -35,15 +39,23 @@ export class RedisLink {
   /** By server: one for all, in a cluster one for each node. */
   readonly #breakers = new Map<string, Breaker>();
   readonly #firstAnswer: Promise<void>;
+  readonly #disconnect: () => void;
   #resting = 0;
+  /** Why there is no connection, if somebody said so. */
+  #connectionError: Error | undefined;
 
   constructor(address: RedisAddress, scripts: Scripts, observer: StoreObserver) {
     this.address = address;
     this.#observer = observer;
     const client = address.topology === "cluster" ? this.#cluster() : new Redis(this.options(true));
     // Each operation that fails because of it says so; without a listener ioredis would print it.
-    client.on("error", () => {});
+    client.on("error", (error: Error) => {
+      this.#connectionError = error;
+    });
+    if (client instanceof Cluster) client.on("refresh", () => separateSlots(client));
+    this.#disconnect = client instanceof Redis ? keepConnecting(client) : () => client.disconnect();
     client.on("ready", () => {
+      this.#connectionError = undefined;
       observer.connection("data", "ready");
       for (const breaker of this.#breakers.values()) breaker.answered();
     });
@@ -79,6 +91,8 @@ export class RedisLink {
       sentinels: hosts.map((host) => ({ ...host })),
       name: master as string,
       sentinelRetryStrategy: reconnectDelay,
+      // A Sentinel that is frozen would be waited for without end, and the others never asked.
+      sentinelCommandTimeout: this.address.commandTimeoutMs,
       // The sentinels say so when a master falls: nobody waits for a timeout to find out.
       failoverDetector: true,
       ...(tls && { enableTLSForSentinelMode: true, sentinelTLS: this.#tls() }),
@@ -95,6 +109,7 @@ export class RedisLink {
       commandTimeout: commandTimeoutMs,
       // A connection that is half open, or a server that is stopped, never answers: give it up and connect anew.
       socketTimeout: 2 * commandTimeoutMs,
+      disconnectTimeout: DISCONNECT_TIMEOUT_MS,
       connectionName: "coatcheck",
       retryStrategy: reconnectDelay,
       ...(username !== undefined && { username }),
@@ -103,81 +118,105 @@ export class RedisLink {
     };
   }
 
-  /** The nodes that own slots at this moment, or the one server there is. */
+  /** The nodes that own slots at this moment, also those that are down, in an order that stays; one without a cluster. */
   masters(): readonly RedisHost[] {
-    return this.nodes().map(({ options }) => ({ host: options.host ?? "", port: options.port ?? 0 }));
+    if (!(this.client instanceof Cluster)) return this.address.hosts.slice(0, 1);
+    const names = [...new Set(this.client.slots.map((nodes) => nodes?.[0] ?? ""))].filter((name) => name !== "").sort();
+    return names.map((name) => {
+      const colon = name.lastIndexOf(":");
+      return { host: name.slice(0, colon), port: Number(name.slice(colon + 1)) };
+    });
   }
 
-  /** Their connections, in an order that stays. */
-  nodes(): readonly Redis[] {
+  /** The connections to `masters()`, where there are any. */
+  connections(): readonly (Redis | undefined)[] {
     if (!(this.client instanceof Cluster)) return [this.client];
-    const owners = new Set(this.client.slots.map((nodes) => nodes?.[0]));
-    const nameOf = ({ options }: Redis) => `${options.host}:${options.port}`;
-    return this.client
-      .nodes("master")
-      .filter((node) => owners.has(nameOf(node)))
-      .sort((a, b) => (nameOf(a) < nameOf(b) ? -1 : 1));
+    const nodes = this.client.nodes("master");
+    return this.masters().map(({ host, port }) =>
+      nodes.find(({ options }) => options.host === host && options.port === port),
+    );
   }
 
   /**
-   * Sends a command for `key`, and again where the server says that this is safe and useful. No longer than
-   * `totalTimeoutMs`; at once, when the server has not answered for a while.
+   * Sends a command for `key`, and again where that is safe and useful. No longer than `totalTimeoutMs`; at once, when
+   * the server has not answered for a while.
+   * @param repeatable carried out twice it does no harm, so that it may be sent again when the connection breaks.
    * @throws ProxyError `session_store_unavailable`.
    */
-  async ask<T>(key: string, command: () => Promise<T>): Promise<T> {
+  async ask<T>(key: string, command: () => Promise<T>, repeatable = false): Promise<T> {
     const breaker = this.#breakerOf(key);
     if (breaker.isOpen) {
       this.#observer.failed("breaker");
       throw new ProxyError("session_store_unavailable", "the session store has not answered lately");
     }
-    const deadlineMs = performance.now() + this.address.totalTimeoutMs;
+    return this.#attempt(command, repeatable, (answered) => {
+      if (answered) breaker.answered();
+      else breaker.failed(() => this.#probe(key));
+    });
+  }
+
+  /** As `ask`, of whatever node the command goes to. */
+  askAnyNode<T>(command: () => Promise<T>): Promise<T> {
+    return this.#attempt(command, true, () => {});
+  }
+
+  async #attempt<T>(command: () => Promise<T>, repeatable: boolean, onEnd: (answered: boolean) => void): Promise<T> {
+    const startedMs = performance.now();
+    const deadlineMs = startedMs + this.address.totalTimeoutMs;
     /** What the server said last; a connection that is given up for it says less. */
     let said: RedisFailure | undefined;
     for (;;) {
       try {
         const answer = await before(deadlineMs, command());
-        breaker.answered();
+        onEnd(true);
         return answer;
       } catch (error) {
         // A key of another type: the server did answer, and the caller knows what it means.
         if (isWrongType(error)) {
-          breaker.answered();
+          onEnd(true);
           throw error;
         }
         const failure = redisFailure(error);
         this.#observer.failed(failure.reason);
-        if (failure.again) said = failure;
-        const again = failure.again || (said !== undefined && failure.reason === "closed");
-        if (again && performance.now() + RETRY_DELAY_MS < deadlineMs) {
+        const closed = failure.reason === "closed";
+        if (!closed && failure.again) said = failure;
+        const untilMs = closed && said === undefined ? startedMs + RECONNECT_PATIENCE_MS : deadlineMs;
+        if ((failure.again || (closed && repeatable)) && performance.now() + RETRY_DELAY_MS < untilMs) {
           await new Promise((resolve) => setTimeout(resolve, RETRY_DELAY_MS));
           continue;
         }
-        // A server that refuses a write still answers: its sessions can be read.
-        if (failure.reason === "out-of-memory" || failure.reason === "not-authorized") breaker.answered();
-        else breaker.failed();
-        throw storeUnavailable(new Error((said ?? failure).message, { cause: error }));
+        onEnd(failure.readable);
+        const why = closed && this.#connectionError !== undefined ? redisFailure(this.#connectionError) : failure;
+        throw storeUnavailable(new Error((said ?? why).message, { cause: error }));
       }
     }
   }
 
   close(): void {
     for (const breaker of this.#breakers.values()) breaker.stop();
-    this.client.disconnect();
+    this.#disconnect();
   }
 
   #breakerOf(key: string): Breaker {
     const server = this.#serverOf(key);
     let breaker = this.#breakers.get(server);
     if (breaker === undefined) {
-      // Asks what the requests ask, so that it finds a new owner of the slot as they would.
-      const probe = () => before(performance.now() + this.address.commandTimeoutMs, this.client.exists(key));
-      breaker = new Breaker(probe, (open) => {
+      breaker = new Breaker((open) => {
         this.#resting += open ? 1 : -1;
         this.#observer.resting(this.#resting);
       });
       this.#breakers.set(server, breaker);
     }
     return breaker;
+  }
+
+  /** Asks about the same key as the request that failed, so that it finds a new owner of the slot as that would. */
+  async #probe(key: string): Promise<void> {
+    try {
+      await before(performance.now() + this.address.commandTimeoutMs, this.client.exists(key));
+    } catch (error) {
+      if (!redisFailure(error).readable) throw error;
+    }
   }
 
   #serverOf(key: string): string {
@@ -191,10 +230,13 @@ export class RedisLink {
     return new Cluster(
       hosts.map((host) => ({ ...host })),
       {
-        enableAutoPipelining: true,
+        // Together in one pipeline, the commands for a slot that moves took those for others along: thousandfold MOVED
+        // while slots moved under load, and 503 where the nodes one by one would have answered at once.
+        enableAutoPipelining: false,
         enableOfflineQueue: false,
         maxRedirections: CLUSTER_REDIRECTIONS,
-        retryDelayOnFailover: RETRY_DELAY_MS,
+        // A write whose connection broke may have been carried out: whether it is sent again is for `ask` to say.
+        retryDelayOnFailover: 0,
         retryDelayOnClusterDown: RETRY_DELAY_MS,
         retryDelayOnTryAgain: RETRY_DELAY_MS,
         slotsRefreshInterval: SLOTS_REFRESH_MS,
@@ -224,7 +266,32 @@ export function isWrongType(error: unknown): boolean {
 
 /** Soon at first: a server that was restarted is back in a moment. */
 export function reconnectDelay(attempt: number): number {
-  return Math.min(25 * 2 ** Math.min(attempt, 10), MAX_RECONNECT_DELAY_MS);
+  return Math.min(25 * 2 ** Math.min(attempt - 1, 10), MAX_RECONNECT_DELAY_MS);
+}
+
+/**
+ * ioredis ends a client for good when it is to disconnect while it asks a Sentinel for the master, which is just what a
+ * failover may do to it (`connector.connect` throws, and `_connect` sets "end").
+ * @returns ends it.
+ */
+export function keepConnecting(redis: Redis): () => void {
+  let closed = false;
+  const connect = () => {
+    if (!closed) redis.connect().catch(() => {});
+  };
+  redis.on("end", () => setTimeout(connect, reconnectDelay(1)).unref());
+  return () => {
+    closed = true;
+    redis.disconnect();
+  };
+}
+
+/**
+ * ioredis keeps one list for all the slots of a range and, told that one of them has moved, changes it for all: until
+ * the next answer to CLUSTER SLOTS the whole range went to the wrong node first.
+ */
+function separateSlots(cluster: Cluster): void {
+  cluster.slots = cluster.slots.map((nodes) => [...nodes]);
 }
 
 /** Rejects what is not done in time; where the answer comes later, nobody hears it. */

@@ -1,6 +1,7 @@
 import { setTimeout } from "node:timers/promises";
 import type { Redis } from "ioredis";
 import { forEachAtOnce } from "../core/concurrency.ts";
+import { storeUnavailable } from "../core/errors.ts";
 import { EXPIRED_GRACE_MS, endOf, type FindResult, handleOf, type Session, type SessionKey } from "../core/session.ts";
 import type { SweepOptions, SweepReport } from "../core/store.ts";
 import { patiently } from "./migrate.ts";
@@ -51,7 +52,8 @@ export async function sweepRedis(store: SweptStore, options: SweepOptions): Prom
   const sweep = new Sweep(store, options);
   const report = () => ({ looked: sweep.looked, findings: sweep.findings.list() });
   try {
-    for (const node of store.link.nodes()) {
+    for (const node of store.link.connections()) {
+      if (node === undefined) throw storeUnavailable(new Error("there is no connection to one of the nodes"));
       if (!(await sweep.goThrough(node))) return { ...report(), complete: false };
     }
     await sweep.settleDoubts();

@@ -1,3 +1,4 @@
+import { ProxyError } from "../core/errors.ts";
 import { parseRedisUrl } from "../core/redis-url.ts";
 import {
   type AttributeChanges,
@@ -84,10 +85,11 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     const { client } = this.#link;
     try {
       if (this.#layout === "fields") {
-        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name))) as Fields);
+        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
       }
-      const [v, e, t, d, l] = await this.#link.ask(name, () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"));
-      if (l != null) return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name))) as Fields);
+      const [v, e, t, d, l] = await this.#link.ask(name, () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"), true);
+      if (l != null)
+        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
       return this.#judge(key, { v, e, t, d });
     } catch (error) {
       // A key of another type is not a session; it must not look like an outage.
@@ -130,22 +132,23 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
 
   async touch(key: SessionKey, expiresAt: number): Promise<"touched" | "unknown"> {
     const values = [expiresAt, this.#now(), expiresAt + EXPIRED_GRACE_MS];
-    return (await this.#run("touchSession", SESSION_PREFIX + key, values)) === 1 ? "touched" : "unknown";
+    return (await this.#run("touchSession", SESSION_PREFIX + key, values, true)) === 1 ? "touched" : "unknown";
   }
 
   async destroy(key: SessionKey): Promise<"destroyed" | "unknown"> {
     const userId = await this.#run("destroySession", SESSION_PREFIX + key, [this.#now()]);
     if (typeof userId !== "string") return "unknown";
-    const index = USER_PREFIX + userId;
-    if (userId !== "") await this.#link.ask(index, () => this.#link.client.zrem(index, key));
+    if (userId !== "") await this.#removeFromIndex(userId, key);
     return "destroyed";
   }
 
   async byUser(userId: string): Promise<readonly SessionEntry[]> {
     const index = USER_PREFIX + userId;
     const now = String(this.#now());
-    const keys = await this.#link.ask(index, () =>
-      this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", 0, MAX_LISTED),
+    const keys = await this.#link.ask(
+      index,
+      () => this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", 0, MAX_LISTED),
+      true,
     );
     const entries: SessionEntry[] = [];
     await Promise.all(
@@ -160,10 +163,10 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   /** The cursor names the node, by its place among the masters, and the place in it. */
   async scan({ prefix = "", cursor = "0 0", limit }: ScanOptions): Promise<ScanPage> {
     const [node = "0", place = "0"] = cursor.split(" ");
-    const nodes = this.#link.nodes();
+    const nodes = this.#link.connections();
     const redis = nodes[Number(node)];
     const pattern = `${SESSION_PREFIX}${prefix.replace(/[*?[\]\\]/g, "\\$&")}*`;
-    const [next, found] = await this.#link.ask(`scan ${node}`, async () => {
+    const [next, found] = await this.#link.askAnyNode(async () => {
       if (redis === undefined) throw new Error("the node is closed");
       return redis.scan(place, "MATCH", pattern, "COUNT", limit);
     });
@@ -237,11 +240,26 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   }
 
   async #index(userId: string, key: SessionKey, end: number): Promise<void> {
-    await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end]);
+    await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end], true);
   }
 
-  #run(script: keyof typeof SCRIPTS, key: string, values: (string | number | Buffer)[]): Promise<unknown> {
-    return this.#link.ask(key, () => (this.#link.client[script] as RedisScript)(key, ...values));
+  /** The session has ended, whatever becomes of its entry: one without a session is harmless, and goes with time. */
+  async #removeFromIndex(userId: string, key: SessionKey): Promise<void> {
+    const index = USER_PREFIX + userId;
+    try {
+      await this.#link.ask(index, () => this.#link.client.zrem(index, key), true);
+    } catch (error) {
+      if (!(error instanceof ProxyError)) throw error;
+    }
+  }
+
+  #run(
+    script: keyof typeof SCRIPTS,
+    key: string,
+    values: (string | number | Buffer)[],
+    repeatable = false,
+  ): Promise<unknown> {
+    return this.#link.ask(key, () => (this.#link.client[script] as RedisScript)(key, ...values), repeatable);
   }
 }
 

@@ -100,7 +100,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   #controller: Dispatcher.DispatchController | undefined;
   #interimHeads = 0;
   #headSeen = false;
-  /** The response commands the session: its head waits for the save, and so does its end (undici does not pause HEAD). */
+  /** The head waits, and so does the end, which nothing holds back where there is no content. */
   #held = false;
   #endedWhileHeld = false;
   #drain: NodeJS.Timeout | undefined;
@@ -134,7 +134,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
       this.#release(status, reason, head);
       return;
     }
-    controller.pause();
+    // Paused with nothing left to read, undici would take the end of the connection for a failure.
+    if (this.#hasContent(status, head)) controller.pause();
     this.#held = true;
     this.#request
       .onHead(head)
@@ -212,6 +213,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(new Error("the client has gone"));
+  }
+
+  #hasContent(status: number, { contentLength }: ResponseHead): boolean {
+    return this.#request.method !== "HEAD" && status !== 204 && status !== 304 && contentLength !== "0";
   }
 
   /** Whether the client's connection is free for another request once the response is out. */

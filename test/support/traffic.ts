@@ -14,7 +14,12 @@ export interface TrafficOptions {
   readonly cookies: readonly Visitor[];
   /** Requests under way at the same time, each on a connection of its own that is kept. */
   readonly connections: number;
+  /** At most, when there is a `signal`. */
   readonly forMs: number;
+  /** Ends the load; requests under way are waited for. */
+  readonly signal?: AbortSignal;
+  /** Told of each answer. @param sentAt by `performance.now()`. */
+  readonly onAnswer?: (verdict: Verdict, sentAt: number, tookMs: number) => void;
   /** Default `/`. Its upstream has to echo the headers as JSON: `startIdentityApp`, or `startApp` for few requests. */
   readonly path?: string;
   /** Between an answer and the next request of the same connection: leaves the cores to the gateway. Default 2. */
@@ -50,7 +55,7 @@ export interface TrafficReport extends Readonly<Counts> {
   readonly perSecond: readonly Readonly<Counts>[];
 }
 
-type Verdict = Exclude<keyof Counts, "requests" | "longestMs">;
+export type Verdict = Exclude<keyof Counts, "requests" | "longestMs">;
 
 interface Answer {
   readonly verdict: Verdict;
@@ -75,6 +80,7 @@ export async function traffic(gatewayUrl: string, options: TrafficOptions): Prom
     const sentAt = performance.now();
     const answer = await visit(gatewayUrl, visitor, { ...options, agent });
     const tookMs = performance.now() - sentAt;
+    options.onAnswer?.(answer.verdict, sentAt, tookMs);
     const second = Math.floor((sentAt - began) / 1000);
     while (perSecond.length <= second) perSecond.push(noCounts());
     for (const counts of [total, perSecond[second] ?? total]) {
@@ -86,7 +92,7 @@ export async function traffic(gatewayUrl: string, options: TrafficOptions): Prom
     if (answer.cookieCleared) cookiesCleared++;
   };
   const keepOn = async () => {
-    while (performance.now() - began < forMs) {
+    while (performance.now() - began < forMs && options.signal?.aborted !== true) {
       await once();
       await new Promise((resolve) => setTimeout(resolve, pauseMs));
     }
