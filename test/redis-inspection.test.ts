@@ -245,11 +245,14 @@ t.test("Sentinel: a replica that does not know the user is told before the failo
 t.test("cluster: nodes, replicas, and slots that belong to nobody", async (t) => {
   const cluster = await startCluster(t, { save: true });
   const bare = await inspect(t, cluster.url);
-  t.match(factsOf(bare), { topology: "cluster: 3 masters, 0 replicas, 16384 of 16384 slots served" });
+  t.match(factsOf(bare), { topology: "cluster, state ok: 3 masters, 0 replicas, 16384 of 16384 slots served" });
   t.match(bare.warnings, [/^this master has no replica: when it is lost, its part of the sessions is lost/]);
   t.equal(bare.facts.length, 4, "a line for each node");
   for (const node of cluster.nodes) await node.call("CLUSTER", "DELSLOTS", 0, 1, 2);
   t.match(await warningsOn(t, cluster.url), /^3 slots belong to nobody: sessions there cannot be kept/m);
+  await eventually("the cluster notices", async () =>
+    /^the state of the cluster is fail: it answers nobody/m.test(await warningsOn(t, cluster.url)),
+  );
 
   const replicated = await startCluster(t, { save: true, replicas: 1 });
   const store = await connect(t, replicated.url);

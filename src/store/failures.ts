@@ -66,7 +66,7 @@ export function codesOf(error: Error & { code?: unknown; errcode?: unknown }): s
   if (typeof error.errcode === "number") codes.push(SQLITE_CODES[error.errcode & 0xff] ?? "");
   const [replyCode] = /^[A-Z]{3,}(?= )/.exec(error.message) ?? [];
   // Inside a script, Redis 7.0 and 7.2 say in words of their own what is NOPERM outside.
-  if (/^ERR (The user executing the script can't run|ACL failure in script)/.test(error.message)) codes.push("NOPERM");
+  if (/^ERR (The user executing the script can't |ACL failure in script)/.test(error.message)) codes.push("NOPERM");
   else if (replyCode !== undefined) codes.push(replyCode);
   return codes;
 }

@@ -173,8 +173,9 @@ function named(list: readonly string[]): Record<string, string> {
 type SlotRange = readonly [first: number, last: number, ...nodes: readonly [host: string, port: number][]];
 
 async function placesInCluster(link: RedisLink, report: Report): Promise<readonly Place[]> {
-  const ranges = await rangesOf(link, report);
-  if (ranges === undefined) return [];
+  const view = await viewOfCluster(link, report);
+  if (view === undefined) return [];
+  const { state, ranges } = view;
   const places = new Map<string, Place>();
   const slotsOf = new Map<string, [number, number][]>();
   for (const [first, last, master, ...replicas] of ranges) {
@@ -189,7 +190,11 @@ async function placesInCluster(link: RedisLink, report: Report): Promise<readonl
   const served = ranges.reduce((sum, [first, last]) => sum + last - first + 1, 0);
   const masters = [...places.values()].filter(({ role }) => role === "master").length;
   const counts = `${masters} masters, ${places.size - masters} replicas`;
-  report.fact("topology", `cluster: ${counts}, ${served} of ${SLOTS} slots served`);
+  report.fact("topology", `cluster, state ${state}: ${counts}, ${served} of ${SLOTS} slots served`);
+  if (state === "fail")
+    report.warn(
+      "the state of the cluster is fail: it answers nobody, and every request with a cookie gets 503; look at CLUSTER NODES for masters that are lost without a replica",
+    );
   if (served < SLOTS)
     report.warn(
       `${SLOTS - served} slots belong to nobody: sessions there cannot be kept, and unless cluster-require-full-coverage is no, none at all; look at CLUSTER NODES, then redis-cli --cluster fix`,
@@ -197,12 +202,21 @@ async function placesInCluster(link: RedisLink, report: Report): Promise<readonl
   return [...places.values()].sort((a, b) => (a.role + nameOf(a) < b.role + nameOf(b) ? -1 : 1));
 }
 
+interface ClusterView {
+  /** `ok`, or `fail`. */
+  readonly state: string;
+  readonly ranges: readonly SlotRange[];
+}
+
 /** Asks the nodes that the URL names, until one tells. */
-async function rangesOf(link: RedisLink, report: Report): Promise<readonly SlotRange[] | undefined> {
+async function viewOfCluster(link: RedisLink, report: Report): Promise<ClusterView | undefined> {
   for (const host of link.address.hosts) {
     try {
-      const options = { ...link.nodeOptions(), ...host };
-      return (await visit(options, (node) => node.call("CLUSTER", "SLOTS"))) as readonly SlotRange[];
+      return await visit({ ...link.nodeOptions(), ...host }, async (node) => {
+        const ranges = (await node.call("CLUSTER", "SLOTS")) as readonly SlotRange[];
+        const info = infoFrom((await unlessRefused(() => node.call("CLUSTER", "INFO"))) as string | undefined);
+        return { state: info.cluster_state ?? "not known", ranges };
+      });
     } catch (error) {
       const { problem, advice } = explain(error);
       report.warn(`${nameOf(host)} does not tell the nodes of its cluster: ${problem}; ${advice}`);
