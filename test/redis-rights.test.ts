@@ -26,12 +26,13 @@ const HOUR_MS = 3_600_000;
 const PASSWORD = "a-long-password";
 
 const text = await readFile(join(ROOT, "docs/redis.md"), "utf8");
-const block = [...text.matchAll(/^```sh\n(.*?)^```/gms)].find(([, code]) => code?.includes("ACL SETUSER"))?.[1] ?? "";
-const lines = block.replaceAll("\\\n", "").split("\n");
+const blocks = [...text.matchAll(/^```sh\n(.*?)^```/gms)].map(([, code]) => code ?? "");
+const lines = blocks.join("").replaceAll("\\\n", "").split("\n");
 const line = (what: string | RegExp) => lines.find((each) => each.match(what)) ?? "";
 const gatewayLine = line("SETUSER coatcheck reset");
 const clusterLine = line("# in a cluster");
 const sweepLine = line("# for coatcheck sessions sweep");
+const sentinelLine = line("-p 26379 ACL SETUSER").replace(" -p 26379", "");
 const rightsIn = (command: string) =>
   [...command.replaceAll("'", "").matchAll(/ (\+\S+)/g)].map(([, right]) => right ?? "");
 
@@ -151,6 +152,21 @@ t.test("behind Sentinels", async (t) => {
   for (const server of group.servers) t.same(await refusals(server), []);
 });
 
+t.test("Sentinels with users of their own, before and after a failover", async (t) => {
+  const group = await startSentinel(t);
+  for (const server of group.servers) shell(server, gatewayLine);
+  for (const sentinel of group.sentinels) shell(sentinel, sentinelLine);
+  const url = `${as(group.url)}?sentinelUsername=coatcheck&sentinelPassword=${PASSWORD}`;
+  const store = new RedisStore(url, { absoluteTimeoutMs: 12 * HOUR_MS });
+  t.teardown(() => store.close());
+  await store.firstAnswer();
+  t.notMatch((await store.inspect()).warnings.join("\n"), /of no use|quorum|lacks/);
+  await group.failover();
+  await until(async () => (await store.check()).ok);
+  t.notMatch((await store.inspect()).warnings.join("\n"), /of no use|quorum|lacks/);
+  for (const server of [...group.servers, ...group.sentinels]) t.same(await refusals(server), []);
+});
+
 t.test("a cluster, with slots that move", async (t) => {
   const cluster = await startCluster(t, { replicas: 1 });
   for (const node of cluster.nodes) shell(node, gatewayLine, clusterLine, sweepLine);
@@ -214,6 +230,18 @@ t.test("each right is needed: without it the check names it, or what relies on i
   t.teardown(() => store.close());
   await store.firstAnswer();
   t.ok((await refusals(redis)).includes("command select of coatcheck"));
+});
+
+t.test("what the page advises ends the warnings that it speaks of", async (t) => {
+  const redis = await startRedis(t, { args: ["--maxmemory", "2mb", "--maxmemory-policy", "volatile-lru"] });
+  const store = new RedisStore(redis.url, { absoluteTimeoutMs: 12 * HOUR_MS });
+  t.teardown(() => store.close());
+  await store.firstAnswer();
+  t.match((await store.inspect()).warnings, [/volatile-lru/, /nothing is written to disk/]);
+  const advice = lines.filter((each) => each.startsWith("redis-cli CONFIG"));
+  t.equal(advice.length, 3);
+  shell(redis, ...advice);
+  t.same((await store.inspect()).warnings, []);
 });
 
 t.test("each right of a cluster is needed", async (t) => {
