@@ -6,8 +6,7 @@ export interface Explanation {
 
 /** By what Redis replies with (its first word is a code), by node's error codes, and by SQLite's result codes. */
 const ADVICE: Readonly<Record<string, string>> = {
-  NOPERM:
-    "the Redis user may not do this: give it what it lacks with ACL SETUSER, for example: +@read +@write +@scripting +@connection +@pubsub +info ~coatcheck:* &coatcheck:* &__redis__:invalidate",
+  NOPERM: "the Redis user may not do this: give it what it lacks with ACL SETUSER; docs/redis.md has the whole line",
   WRONGPASS: "the user name or the password in the store URL is not the one that Redis knows",
   NOAUTH: "Redis asks for a password: put it into the store URL, redis://user:password@host",
   OOM: "Redis is full and may not evict: give it more memory (maxmemory), or find out what else fills it; with an evicting policy it would drop live sessions instead",

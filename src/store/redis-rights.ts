@@ -49,6 +49,7 @@ const WITHOUT = {
   scanning: "sessions cannot be found by handle, migrated or swept",
   messages: "gateways do not tell each other of changes, and where tracking is refused too, nothing is cached",
   tracking: "Redis cannot tell of changes itself, and the near cache depends on the messages of the gateways alone",
+  looking: "nothing is known of its version, memory and persistence, and whether it is still reading its data",
   redirection: "while slots move from node to node, some sessions cannot be reached",
 } as const;
 
@@ -125,6 +126,7 @@ function attempts({ keyLike, topology }: RightsOptions, id: string): readonly At
     attempt(WITHOUT.users, "zrem", user, "m"),
     attempt(WITHOUT.scanning, "scan", "0", "MATCH", session, "COUNT", "1"),
     ...(topology === "cluster" ? [attempt(WITHOUT.redirection, "asking")] : []),
+    attempt(WITHOUT.looking, "info", "server"),
     attempt(WITHOUT.messages, "publish", channel, ""),
     attempt(WITHOUT.tracking, "ping"),
     attempt(WITHOUT.tracking, "set", echo, "", "XX", "PX", "1"),
