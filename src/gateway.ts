@@ -77,7 +77,7 @@ export class Gateway {
         expiry: session,
         maxPerUser: session.maxPerUser,
         now,
-        onEvent: (event, exchange) => observer.sessionEvent(event, exchange),
+        onEvent: (event, exchange, handle) => observer.sessionEvent(event, exchange, handle),
       },
       toucher: this.#toucher,
       identity,

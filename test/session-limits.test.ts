@@ -1,17 +1,27 @@
 /** What a session is bound to, how many a user may have, and how long the browser keeps the cookie. */
+import { createHash } from "node:crypto";
 import t from "tap";
 import type { Binding, Session, SessionClient } from "../src/core/session.ts";
 import { isMismatch } from "../src/session/binding.ts";
+import { MemoryStore } from "../src/store/memory.ts";
 import { ask, cookiePair, type Reply, until } from "./support/client.ts";
 import { type GatewaySettings, SECRET, startApp, startGateway, startRedis, type Teardown } from "./support/servers.ts";
+import { SteppedStore } from "./support/stepped-store.ts";
 
 const redis = await startRedis(t);
 const NEW_SECRET = "a new secret that has 32 characters";
 const cookie = { name: "session", secure: false, secrets: [SECRET] };
 
-async function setUp(t: Teardown, session: Record<string, unknown>, settings: GatewaySettings = {}, now = Date.now) {
+async function setUp(
+  t: Teardown,
+  session: Record<string, unknown>,
+  settings: GatewaySettings = {},
+  now = Date.now,
+  store?: SteppedStore,
+) {
   const app = await startApp(t);
-  const gateway = await startGateway(t, { upstream: app.url, session: { cookie, ...session }, ...settings }, { now });
+  const options = { now, ...(store && { store }) };
+  const gateway = await startGateway(t, { upstream: app.url, session: { cookie, ...session }, ...settings }, options);
   const start = (user: string, headers: Record<string, string> = {}) =>
     ask(`${gateway.url}/start`, { method: "POST", body: JSON.stringify({ user: { id: user } }), headers });
   const login = async (user: string, headers = {}) => cookiePair((await start(user, headers)).setCookie[0]);
@@ -99,6 +109,53 @@ for (const store of ["memory:", redis.url]) {
     t.equal(who(await get(rotated)), user);
   });
 }
+
+t.test("maxPerUser holds when one login overtakes another, and the log says which session has ended", async (t) => {
+  const first = Promise.withResolvers<void>();
+  let creates = 0;
+  const store = new SteppedStore(new MemoryStore(), async (name) => {
+    if (name === "create" && ++creates === 1) await first.promise;
+  });
+  const { gateway, login, get, who } = await setUp(t, { maxPerUser: 1 }, {}, Date.now, store);
+  const overtaken = login("1");
+  await until(() => creates === 1);
+  await new Promise((resolve) => setTimeout(resolve, 3));
+  const later = await login("1");
+  first.resolve();
+  t.equal(who(await get(later)), "1");
+  t.equal(who(await get(await overtaken)), "");
+  t.equal(await count(gateway, "evicted"), 1);
+  const token = (await overtaken).slice("session=".length).split(".")[0] ?? "";
+  const handle = createHash("sha256").update(token).digest("base64url").slice(0, 12);
+  t.same(
+    gateway.logs.filter(({ event }) => event === "session.evicted").map((line) => line.handle),
+    [handle],
+  );
+});
+
+t.test("maxPerUser: a session of a gateway whose clock is ahead is older than the login", async (t) => {
+  let now = Date.now();
+  const { login, get, who } = await setUp(t, { maxPerUser: 1 }, {}, () => now);
+  const before = await login("1");
+  now -= 5_000;
+  const after = await login("1");
+  t.same([who(await get(before)), who(await get(after))], ["", "1"]);
+});
+
+t.test("X-Session-End: all ends all, however many a store lists at a time", async (t) => {
+  const memory = new MemoryStore();
+  const now = Date.now();
+  for (let i = 0; i < 1_500; i++) {
+    const key = createHash("sha256").update(`${i}`).digest("base64url");
+    const session = { user: { id: "1" }, data: {}, createdAt: now, expiresAt: now + 60_000, usedAt: now, version: 1 };
+    memory.create(key, session);
+  }
+  const store = new SteppedStore(memory, async () => {});
+  const { gateway, login } = await setUp(t, {}, {}, Date.now, store);
+  const end = { method: "POST", body: "all", headers: { cookie: await login("1") } };
+  t.match((await ask(`${gateway.url}/end`, end)).setCookie, [/Max-Age=0/]);
+  t.same(memory.byUser("1"), []);
+});
 
 t.test("the browser keeps the cookie for the idle timeout, and is told each time that the window slides", async (t) => {
   for (const store of ["memory:", redis.url]) {

@@ -8,6 +8,8 @@ import type { Session, SessionKey } from "../src/core/session.ts";
 import type { ChangeListener, SessionStore } from "../src/core/store.ts";
 import { InstrumentedStore } from "../src/observe/instrumented-store.ts";
 import { Metrics } from "../src/observe/metrics.ts";
+import { FallbackStore } from "../src/store/fallback.ts";
+import { GuardedStore } from "../src/store/guarded.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { probeStore } from "../src/store/probe.ts";
 import { RedisStore } from "../src/store/redis.ts";
@@ -218,6 +220,19 @@ t.test("a slow store is a warning; facts that cannot be had are one too", async 
     facts: [],
     warnings: [/^slow: touch \(\d+ ms\)/, /not be inspected: INFO is forbidden/],
   });
+});
+
+t.test("of two stores, each tells of itself; a custom store may too", async (t) => {
+  const store = (name: string, answer: unknown) =>
+    Object.assign(new MemoryStore(), { kind: name, inspect: () => answer }) as unknown as SessionStore;
+  const told = { facts: [{ name: "size", value: "1 at x://u:p@h" }], warnings: ["it is small"] };
+  const both = await probeStore(new FallbackStore(store("a", told), new MemoryStore()), Date.now);
+  t.match(both, { ok: true, facts: [{ name: "primary: size" }], warnings: ["primary: it is small"] });
+  const custom = await probeStore(new GuardedStore(store("b", told)), Date.now);
+  t.match(custom, { ok: true, facts: [{ name: "size", value: "1 at x://***@h" }], warnings: ["it is small"] });
+  const nonsense = await probeStore(new GuardedStore(store("c", { facts: [1] })), Date.now);
+  t.match(nonsense, { ok: true, facts: [], warnings: [/could not be inspected: .*which is none of its answers/] });
+  t.equal(new GuardedStore(new MemoryStore()).inspect, undefined);
 });
 
 t.test("the instrumented store passes on what its store has, and has nothing of its own", (t) => {

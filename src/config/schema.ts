@@ -131,7 +131,8 @@ const session = z
       .enum(["log", "deny"])
       .default("log")
       .describe("What happens when they do not: it is logged and counted, or the session is not believed either."),
-    maxPerUser: whole(0, 1000)
+    // A store lists a thousand of a user, and one more has to be seen.
+    maxPerUser: whole(0, 999)
       .default(0)
       .describe("Sessions that one user may have; a login beyond that ends the oldest. 0: no limit."),
   })

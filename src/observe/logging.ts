@@ -1,5 +1,6 @@
 import pino from "pino";
 import type { Exchange } from "../core/exchange.ts";
+import type { Handle } from "../core/session.ts";
 import { isoTime, renderAccessLine } from "./access-line.ts";
 import { BatchedOutput } from "./batched-output.ts";
 import { ATTRIBUTES as A } from "./names.ts";
@@ -52,13 +53,13 @@ export class Log {
   }
 
   /** A change in the life of a session. */
-  sessionEvent(event: string, exchange: Exchange): void {
+  sessionEvent(event: string, exchange: Exchange, handle: Handle | undefined): void {
     this.#pino.info(
       {
         event: `session.${event}`,
         trace_id: exchange.traceId,
         span_id: exchange.spanId,
-        handle: exchange.handle,
+        handle,
         [A.route]: exchange.route?.id,
       },
       `session ${event}`,

@@ -58,9 +58,10 @@ export class Observer {
     this.recorder.keep(exchange);
   }
 
-  sessionEvent(event: string, exchange: Exchange): void {
+  /** @param handle of the session that it is about. */
+  sessionEvent(event: string, exchange: Exchange, handle = exchange.handle): void {
     this.metrics.sessionEvent(event);
-    this.log.sessionEvent(event, exchange);
+    this.log.sessionEvent(event, exchange, handle);
   }
 
   /** The store, counted and timed. @param onWritten see `InstrumentedStore`. */

@@ -8,20 +8,15 @@ import type {
   SessionReference,
   SessionSummary,
 } from "../core/administration.ts";
-import { forEachAtOnce } from "../core/concurrency.ts";
 import { ProxyError } from "../core/errors.ts";
 import { type FindResult, type Handle, handleOf, type Session, type SessionKey } from "../core/session.ts";
 import type { SessionStore } from "../core/store.ts";
-import { destroyWithSiblings } from "./lifecycle.ts";
+import { destroyAllOf, destroyWithSiblings } from "./ending.ts";
 
 const KEY_LENGTH = 43;
 /** What `byUser` lists at most. */
 const MAX_LISTED = 1000;
 const SCAN_STEP = 1000;
-/** Sessions that are ended at once: a large account must not hold up the store for everybody else. */
-const ENDED_AT_ONCE = 16;
-/** Rounds of listing and ending: a hundred thousand sessions, or a user who signs in faster than we work. */
-const MAX_ROUNDS = 100;
 const MAX_DATE_MS = 8.64e15;
 
 export interface AdministrationOptions {
@@ -78,19 +73,8 @@ async function endAll(
     except = located.key;
   }
   const revoked = revocation(options, except === undefined ? "all" : "others");
-  for (let round = 0; round < MAX_ROUNDS; round++) {
-    const complete = await revoked.attempt(async () => {
-      const keys = (await store.byUser(userId)).map(({ key }) => key).filter((key) => key !== except);
-      await forEachAtOnce(keys, ENDED_AT_ONCE, async (key) => {
-        // A store in this process answers without letting go of it.
-        await setImmediate();
-        await destroyWithSiblings(store, key, { except, onDestroyed: revoked.onDestroyed });
-      });
-      return keys.length === 0;
-    });
-    if (complete) return revoked.result(true);
-  }
-  return revoked.result(false);
+  const { onDestroyed } = revoked;
+  return revoked.result(await revoked.attempt(() => destroyAllOf(store, userId, { except, onDestroyed })));
 }
 
 /** Gathers what was ended, and tells of each at once: a failure in the middle leaves nothing unsaid. */

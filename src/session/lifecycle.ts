@@ -3,6 +3,7 @@ import type { Exchange, WriteBackCommand } from "../core/exchange.ts";
 import { type Json, sameJson } from "../core/json.ts";
 import {
   type AttributeChanges,
+  type Handle,
   handleOf,
   type Session,
   type SessionClient,
@@ -10,8 +11,9 @@ import {
   type SessionUser,
   withChanges,
 } from "../core/session.ts";
-import type { AttributeResult, SessionStore } from "../core/store.ts";
+import type { AttributeResult, SessionEntry, SessionStore } from "../core/store.ts";
 import type { SessionCookie } from "./cookie.ts";
+import { destroyAllOf, destroyWithSiblings } from "./ending.ts";
 import { type ExpiryPolicy, expiryAfterUse, ROTATION_OVERLAP_MS } from "./expiry.ts";
 import type { Resolution } from "./resolver.ts";
 import type { SessionCommands } from "./write-back.ts";
@@ -20,7 +22,6 @@ import type { SessionCommands } from "./write-back.ts";
 const RETIRE_ATTEMPTS = 8;
 /** Ids that replaced one id within its overlap: logins at the same time. */
 const MAX_SIBLINGS = 8;
-const MAX_ENDED_TOGETHER = 64;
 
 export const SESSION_EVENTS = ["created", "rotated", "ended", "expired", "evicted", "mismatch", "revoked"] as const;
 export type SessionEvent = (typeof SESSION_EVENTS)[number];
@@ -32,7 +33,8 @@ export interface Lifecycle {
   /** Sessions of one user; the oldest end when there are more. 0: no limit. */
   readonly maxPerUser: number;
   readonly now: () => number;
-  readonly onEvent: (event: SessionEvent, exchange: Exchange) => void;
+  /** @param handle of the session, where that is not the one of the exchange. */
+  readonly onEvent: (event: SessionEvent, exchange: Exchange, handle?: Handle) => void;
 }
 
 /**
@@ -107,26 +109,26 @@ async function startSession(
   });
   exchange.handle = handleOf(key);
   lifecycle.onEvent(before === undefined ? "created" : "rotated", exchange);
-  if (user !== null && lifecycle.maxPerUser > 0) await endOldest(lifecycle, user.id, key, exchange);
+  if (user !== null && lifecycle.maxPerUser > 0) await endOldest(lifecycle, user.id, exchange);
   return setCookie;
 }
 
 /**
- * Ends what is beyond `maxPerUser`, the oldest first. Two logins at once agree on which that is. The login itself has
- * succeeded: a store that fails now is counted, and the next login tries again.
+ * Ends what is beyond `maxPerUser`, the oldest first, also when that is this very login because others have overtaken it:
+ * so logins at once agree on which ones stay. The login itself has succeeded: a store that fails now is counted, and the
+ * next login tries again.
  */
-async function endOldest(lifecycle: Lifecycle, userId: string, own: SessionKey, exchange: Exchange): Promise<void> {
-  const { store, maxPerUser, onEvent } = lifecycle;
+async function endOldest(lifecycle: Lifecycle, userId: string, exchange: Exchange): Promise<void> {
+  const { store, maxPerUser, now, onEvent } = lifecycle;
   try {
     const current = (await store.byUser(userId)).filter(({ session }) => session.retiresAt === undefined);
-    const oldestFirst = current.toSorted(
-      (a, b) => a.session.createdAt - b.session.createdAt || (a.key < b.key ? -1 : 1),
-    );
-    for (const { key } of oldestFirst.slice(0, Math.max(0, current.length - maxPerUser))) {
-      if (key === own) continue;
-      await destroyWithSiblings(store, key);
-      onEvent("evicted", exchange);
-    }
+    const at = now();
+    // What began in the future began before this, by a clock that is ahead.
+    const beganAt = ({ session: { createdAt } }: SessionEntry) => (createdAt > at ? 0 : createdAt);
+    const oldestFirst = current.toSorted((a, b) => beganAt(a) - beganAt(b) || (a.key < b.key ? -1 : 1));
+    const onDestroyed = (key: SessionKey) => onEvent("evicted", exchange, handleOf(key));
+    for (const { key } of oldestFirst.slice(0, Math.max(0, current.length - maxPerUser)))
+      await destroyWithSiblings(store, key, { onDestroyed });
   } catch {
     // The login stands.
   }
@@ -224,35 +226,11 @@ async function endSession(
   }
   await counted(exchange, "end", async () => {
     const user = session?.user;
-    const all = scope === "all" && user ? (await store.byUser(user.id)).map((entry) => entry.key) : [];
-    await Promise.all([...new Set([...presented, ...all])].map((each) => destroyWithSiblings(store, each)));
+    await Promise.all(presented.map((each) => destroyWithSiblings(store, each)));
+    if (scope === "all" && user) await destroyAllOf(store, user.id);
   });
   lifecycle.onEvent("ended", exchange);
   return cookie.clear();
-}
-
-export interface DestroyOptions {
-  /** This one stays. */
-  readonly except?: SessionKey | undefined;
-  /** Told of each session that was there, as soon as it is gone: what comes after may fail. */
-  readonly onDestroyed?: (key: SessionKey) => void;
-}
-
-/** During the overlap of a rotation a visitor has several ids; a logout with any of them ends all. */
-export async function destroyWithSiblings(
-  store: SessionStore,
-  key: SessionKey,
-  { except, onDestroyed }: DestroyOptions = {},
-): Promise<void> {
-  const keys = new Set([key]);
-  // The set grows while it is walked, to the siblings of siblings.
-  for (const each of keys) {
-    if (each === except) continue;
-    const found = await store.find(each);
-    if (found.outcome === "hit") for (const sibling of found.session.siblings ?? []) keys.add(sibling);
-    if ((await store.destroy(each)) === "destroyed" && found.outcome !== "expired") onDestroyed?.(each);
-    if (keys.size > MAX_ENDED_TOGETHER) return;
-  }
 }
 
 async function counted(exchange: Exchange, command: WriteBackCommand, save: () => Promise<void>): Promise<void> {

@@ -16,6 +16,7 @@ import type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreInspection,
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 
@@ -129,6 +130,18 @@ export class FallbackStore extends AttributesByCommit implements SessionStore {
     };
   }
 
+  /** What both know about themselves, and which of them it is about. */
+  async inspect(): Promise<StoreInspection> {
+    const [primary, fallback] = await Promise.all([
+      inspected("primary", this.#primary),
+      inspected("fallback", this.#fallback),
+    ]);
+    return {
+      facts: [...primary.facts, ...fallback.facts],
+      warnings: [...primary.warnings, ...fallback.warnings],
+    };
+  }
+
   async close(): Promise<void> {
     await Promise.all([this.#primary.close(), this.#fallback.close()]);
   }
@@ -173,4 +186,12 @@ export class FallbackStore extends AttributesByCommit implements SessionStore {
     const ended = this.#now() - MAX_CLOCK_SKEW_MS;
     return { user: null, data: {}, createdAt: ended, expiresAt: ended, usedAt: ended, version: 1 };
   }
+}
+
+async function inspected(role: string, store: SessionStore): Promise<StoreInspection> {
+  const { facts = [], warnings = [] } = (await store.inspect?.()) ?? {};
+  return {
+    facts: facts.map(({ name, value }) => ({ name: `${role}: ${name}`, value })),
+    warnings: warnings.map((warning) => `${role}: ${warning}`),
+  };
 }

@@ -18,6 +18,7 @@ import type {
   SessionEntry,
   SessionStore,
   StoreCheck,
+  StoreInspection,
 } from "../core/store.ts";
 
 /** A custom store that has not answered by then is down, for this request. */
@@ -32,6 +33,7 @@ const MAX_REASON_LENGTH = 500;
 export class GuardedStore implements SessionStore {
   readonly kind: string;
   readonly watch?: (listener: ChangeListener) => void;
+  readonly inspect?: () => MaybePromise<StoreInspection>;
   readonly #store: SessionStore;
   readonly #timeoutMs: number;
 
@@ -40,6 +42,8 @@ export class GuardedStore implements SessionStore {
     this.#store = store;
     this.#timeoutMs = timeoutMs;
     if (store.watch !== undefined) this.watch = (listener) => this.#watch(listener);
+    if (store.inspect !== undefined)
+      this.inspect = () => this.#ask("inspect", readInspection, () => this.#store.inspect?.());
   }
 
   find(key: SessionKey): MaybePromise<FindResult> {
@@ -219,6 +223,22 @@ const readPage = expecting<ScanPage>(
 const readCheck = expecting<StoreCheck>(
   (answer) => isJsonObject(answer) && typeof answer.ok === "boolean" && typeof answer.detail === "string",
 );
+
+const isText = (value: unknown) => typeof value === "string";
+const readInspection: Read<StoreInspection> = (answer, operation) => {
+  const { facts, warnings } = expecting<StoreInspection>(
+    (answer) =>
+      isJsonObject(answer) &&
+      Array.isArray(answer.facts) &&
+      answer.facts.every((fact) => isJsonObject(fact) && isText(fact.name) && isText(fact.value)) &&
+      Array.isArray(answer.warnings) &&
+      answer.warnings.every(isText),
+  )(answer, operation);
+  return {
+    facts: facts.map(({ name, value }) => ({ name, value: withoutPasswords(value) })),
+    warnings: warnings.map(withoutPasswords),
+  };
+};
 
 const readResult = expecting<AttributeResult>(
   (answer) =>

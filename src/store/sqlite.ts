@@ -47,6 +47,10 @@ const MUCH_FREE_BYTES = 16 * 1024 * 1024;
 /** How long a writer waits for another process that is writing. Everything here runs on the event loop. */
 const BUSY_TIMEOUT_MS = 250;
 
+/** Gateways that start at once on a new file: SQLite does not wait for the one that turns WAL on, so this does. */
+const OPEN_PATIENCE_MS = 2_000;
+const OPEN_PAUSE_MS = 20;
+
 /** `user_version` of the database; a file of a later one is left alone. */
 const SCHEMA_VERSION = 3;
 const SCHEMA = `
@@ -141,7 +145,9 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   }
 
   byUser(userId: string): readonly SessionEntry[] {
-    const rows = this.#answer(() => this.#statements.byUser.all(userId, MAX_LISTED)) as unknown as KeyedRow[];
+    const rows = this.#answer(() =>
+      this.#statements.byUser.all(userId, this.#now(), MAX_LISTED),
+    ) as unknown as KeyedRow[];
     const entries: SessionEntry[] = [];
     for (const row of rows) {
       const key = row[4];
@@ -292,19 +298,31 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
 }
 
 function openDatabase(path: string): DatabaseSync {
-  let database: DatabaseSync | undefined;
-  try {
-    database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
-    database.exec(
-      `PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = ${CHECKPOINT_PAGES};`,
-    );
-    upgrade(database);
-    return database;
-  } catch (error) {
-    database?.close();
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new Error(`the SQLite file ${path} cannot be opened: ${reason}`, { cause: error });
+  const startedMs = performance.now();
+  for (;;) {
+    let database: DatabaseSync | undefined;
+    try {
+      database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
+      database.exec(
+        `PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = ${CHECKPOINT_PAGES};`,
+      );
+      upgrade(database);
+      return database;
+    } catch (error) {
+      database?.close();
+      if (isBusy(error) && performance.now() - startedMs < OPEN_PATIENCE_MS) {
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, OPEN_PAUSE_MS);
+        continue;
+      }
+      const reason = error instanceof Error ? error.message : String(error);
+      throw new Error(`the SQLite file ${path} cannot be opened: ${reason}`, { cause: error });
+    }
   }
+}
+
+/** SQLITE_BUSY; the upper octets refine it. */
+function isBusy(error: unknown): boolean {
+  return error instanceof Error && "errcode" in error && (Number(error.errcode) & 0xff) === 5;
 }
 
 /** All of it or nothing, and once, whoever else opens the file at the moment. */
@@ -339,7 +357,7 @@ function prepare(database: DatabaseSync) {
     touch: statement("UPDATE sessions SET expires_at = ?, used_at = ? WHERE key = ? AND expires_at > ?"),
     destroy: statement("DELETE FROM sessions WHERE key = ?"),
     byUser: statement(
-      `SELECT version, expires_at, used_at, ${PAYLOAD}, key FROM sessions WHERE user_id = ? ORDER BY created_at DESC LIMIT ?`,
+      `SELECT version, expires_at, used_at, ${PAYLOAD}, key FROM sessions WHERE user_id = ? AND expires_at > ? ORDER BY created_at DESC LIMIT ?`,
     ),
     scan: statement("SELECT key FROM sessions WHERE key >= ? AND key > ? AND key < ? ORDER BY key LIMIT ?"),
     sweep: statement("DELETE FROM sessions WHERE key IN (SELECT key FROM sessions WHERE expires_at < ? LIMIT ?)"),
