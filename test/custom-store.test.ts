@@ -444,7 +444,7 @@ t.test("a gateway is never in doubt: an outage is 503, nonsense is nobody, and n
       const outcome = status === 503 ? "unavailable" : "malformed";
       t.match(
         await gateway.metrics(),
-        new RegExp(`^coatcheck_session_resolutions_total\\{outcome="${outcome}"\\} 1$`, "m"),
+        new RegExp(`^coatcheck_session_resolutions_total\\{outcome="${outcome}",source="\\w+"\\} 1$`, "m"),
       );
       t.notOk(
         gateway.logs.some((line) => line.event === "error.unexpected"),

@@ -21,7 +21,7 @@ import { until } from "./support/client.ts";
 import { command, run } from "./support/command.ts";
 import { freePort, startRedis, type Teardown, temporaryFolder } from "./support/servers.ts";
 
-const SESSIONS = 2000;
+const SESSIONS = 5000;
 const HOUR_MS = 3_600_000;
 const ABSOLUTE_TIMEOUT_MS = 12 * HOUR_MS;
 

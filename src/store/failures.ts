@@ -6,8 +6,7 @@ export interface Explanation {
 
 /** By what Redis replies with (its first word is a code), by node's error codes, and by SQLite's result codes. */
 const ADVICE: Readonly<Record<string, string>> = {
-  NOPERM:
-    "the Redis user may not do this: give it what it lacks with ACL SETUSER, for example: +@read +@write +@scripting +@connection +@pubsub +info ~coatcheck:* &coatcheck:* &__redis__:invalidate",
+  NOPERM: "the Redis user may not do this: give it what it lacks with ACL SETUSER; docs/redis.md has the whole line",
   WRONGPASS: "the user name or the password in the store URL is not the one that Redis knows",
   NOAUTH: "Redis asks for a password: put it into the store URL, redis://user:password@host",
   OOM: "Redis is full and may not evict: give it more memory (maxmemory), or find out what else fills it; with an evicting policy it would drop live sessions instead",
@@ -67,7 +66,7 @@ export function codesOf(error: Error & { code?: unknown; errcode?: unknown }): s
   if (typeof error.errcode === "number") codes.push(SQLITE_CODES[error.errcode & 0xff] ?? "");
   const [replyCode] = /^[A-Z]{3,}(?= )/.exec(error.message) ?? [];
   // Inside a script, Redis 7.0 and 7.2 say in words of their own what is NOPERM outside.
-  if (/^ERR (The user executing the script can't run|ACL failure in script)/.test(error.message)) codes.push("NOPERM");
+  if (/^ERR (The user executing the script can't |ACL failure in script)/.test(error.message)) codes.push("NOPERM");
   else if (replyCode !== undefined) codes.push(replyCode);
   return codes;
 }

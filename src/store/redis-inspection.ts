@@ -173,14 +173,9 @@ function named(list: readonly string[]): Record<string, string> {
 type SlotRange = readonly [first: number, last: number, ...nodes: readonly [host: string, port: number][]];
 
 async function placesInCluster(link: RedisLink, report: Report): Promise<readonly Place[]> {
-  let ranges: readonly SlotRange[];
-  try {
-    ranges = (await link.ask(SESSION_PREFIX, () => link.client.call("CLUSTER", "SLOTS"))) as unknown as SlotRange[];
-  } catch (error) {
-    const { problem, advice } = explain(error);
-    report.warn(`the cluster does not tell its nodes: ${problem}; ${advice}`);
-    return [];
-  }
+  const view = await viewOfCluster(link, report);
+  if (view === undefined) return [];
+  const { state, ranges } = view;
   const places = new Map<string, Place>();
   const slotsOf = new Map<string, [number, number][]>();
   for (const [first, last, master, ...replicas] of ranges) {
@@ -195,12 +190,39 @@ async function placesInCluster(link: RedisLink, report: Report): Promise<readonl
   const served = ranges.reduce((sum, [first, last]) => sum + last - first + 1, 0);
   const masters = [...places.values()].filter(({ role }) => role === "master").length;
   const counts = `${masters} masters, ${places.size - masters} replicas`;
-  report.fact("topology", `cluster: ${counts}, ${served} of ${SLOTS} slots served`);
+  report.fact("topology", `cluster, state ${state}: ${counts}, ${served} of ${SLOTS} slots served`);
+  if (state === "fail")
+    report.warn(
+      "the state of the cluster is fail: it answers nobody, and every request with a cookie gets 503; look at CLUSTER NODES for masters that are lost without a replica",
+    );
   if (served < SLOTS)
     report.warn(
       `${SLOTS - served} slots belong to nobody: sessions there cannot be kept, and unless cluster-require-full-coverage is no, none at all; look at CLUSTER NODES, then redis-cli --cluster fix`,
     );
   return [...places.values()].sort((a, b) => (a.role + nameOf(a) < b.role + nameOf(b) ? -1 : 1));
+}
+
+interface ClusterView {
+  /** `ok`, or `fail`. */
+  readonly state: string;
+  readonly ranges: readonly SlotRange[];
+}
+
+/** Asks the nodes that the URL names, until one tells. */
+async function viewOfCluster(link: RedisLink, report: Report): Promise<ClusterView | undefined> {
+  for (const host of link.address.hosts) {
+    try {
+      return await visit({ ...link.nodeOptions(), ...host }, async (node) => {
+        const ranges = (await node.call("CLUSTER", "SLOTS")) as readonly SlotRange[];
+        const info = infoFrom((await unlessRefused(() => node.call("CLUSTER", "INFO"))) as string | undefined);
+        return { state: info.cluster_state ?? "not known", ranges };
+      });
+    } catch (error) {
+      const { problem, advice } = explain(error);
+      report.warn(`${nameOf(host)} does not tell the nodes of its cluster: ${problem}; ${advice}`);
+    }
+  }
+  return undefined;
 }
 
 /** Tries names: a node with one slot is found after 16,384 of them on average. */
@@ -247,8 +269,8 @@ async function look(link: RedisLink, place: Place, report: Report): Promise<void
   try {
     await visit({ ...link.nodeOptions(), host, port, db: database }, async (redis) => {
       const pingMs = await latencyOf(redis);
-      const info = infoFrom(await unlessForbidden(() => redis.info()));
-      const snapshots = await unlessForbidden(async () => ((await redis.config("GET", "save")) as string[])[1] ?? "");
+      const info = infoFrom(await unlessRefused(() => redis.info()));
+      const snapshots = await unlessRefused(async () => ((await redis.config("GET", "save")) as string[])[1] ?? "");
       const keys = role === "master" ? await keysOf(redis, info, database) : undefined;
       report.factsOf(server, factsOf(place, { info, snapshots, keys, pingMs }));
       for (const warning of serverWarnings(info, { topology, role, snapshots })) report.warn(warning, server);
@@ -275,18 +297,22 @@ async function latencyOf(redis: Redis): Promise<number> {
   const times: number[] = [];
   for (let i = 0; i < PINGS; i++) {
     const startedMs = performance.now();
-    await redis.ping();
+    // A server that cannot write its snapshot refuses even this, and that is an answer.
+    await unlessRefused(() => redis.ping());
     times.push(performance.now() - startedMs);
   }
   return times.sort((a, b) => a - b)[Math.floor(PINGS / 2)] ?? 0;
 }
 
-/** @returns `undefined` when the server answers, but not with this. */
-async function unlessForbidden<T>(ask: () => Promise<T>): Promise<T | undefined> {
+/**
+ * @returns `undefined` when the server answers, but not with this.
+ * @throws what it says to everything before it knows who is asking.
+ */
+async function unlessRefused<T>(ask: () => Promise<T>): Promise<T | undefined> {
   try {
     return await ask();
   } catch (error) {
-    if (error instanceof Error && error.name === "ReplyError") return undefined;
+    if (error instanceof Error && error.name === "ReplyError" && !error.message.startsWith("NOAUTH")) return undefined;
     throw error;
   }
 }
@@ -307,7 +333,7 @@ interface Keys {
 async function keysOf(redis: Redis, info: RedisInfo, database: number): Promise<Keys | undefined> {
   if (info.redis_version === undefined) return undefined;
   const [, all = 0, expiring = 0] = (/^keys=(\d+),expires=(\d+)/.exec(info[`db${database}`] ?? "") ?? []).map(Number);
-  const sessions = all > MAX_COUNTED_KEYS ? undefined : await unlessForbidden(() => countSessions(redis));
+  const sessions = all > MAX_COUNTED_KEYS ? undefined : await unlessRefused(() => countSessions(redis));
   return { all, withoutTtl: all - expiring, sessions };
 }
 

@@ -63,6 +63,8 @@ export class RedisLink {
     this.#firstAnswer = new Promise((resolve) => {
       client.once("ready", resolve);
       client.once("close", resolve);
+      // While no Sentinel answers there is nothing that could be closed.
+      client.once("error", resolve);
     });
     for (const [name, lua] of Object.entries(scripts)) client.defineCommand(name, { numberOfKeys: 1, lua });
     this.client = client as RedisClient;

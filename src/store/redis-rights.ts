@@ -22,7 +22,7 @@ const SCRIPTED = `
   local function may(...)
     local reply = redis.pcall(...)
     if type(reply) ~= 'table' or not reply.err then return true end
-    table.insert(refused, select(1, ...))
+    table.insert(refused, (select(1, ...)))
     table.insert(refused, reply.err)
   end
   may('EXISTS', KEYS[1])
@@ -49,6 +49,8 @@ const WITHOUT = {
   scanning: "sessions cannot be found by handle, migrated or swept",
   messages: "gateways do not tell each other of changes, and where tracking is refused too, nothing is cached",
   tracking: "Redis cannot tell of changes itself, and the near cache depends on the messages of the gateways alone",
+  looking: "nothing is known of its version, memory and persistence, and whether it is still reading its data",
+  connecting: "gateways do not connect to the cluster, since they cannot see whether it serves",
   redirection: "while slots move from node to node, some sessions cannot be reached",
 } as const;
 
@@ -124,7 +126,10 @@ function attempts({ keyLike, topology }: RightsOptions, id: string): readonly At
     attempt(WITHOUT.users, "zrange", user, "+inf", "0", "BYSCORE", "REV", "LIMIT", "0", "1"),
     attempt(WITHOUT.users, "zrem", user, "m"),
     attempt(WITHOUT.scanning, "scan", "0", "MATCH", session, "COUNT", "1"),
-    ...(topology === "cluster" ? [attempt(WITHOUT.redirection, "asking")] : []),
+    ...(topology === "cluster"
+      ? [attempt(WITHOUT.connecting, "cluster|info"), attempt(WITHOUT.redirection, "asking")]
+      : []),
+    attempt(WITHOUT.looking, "info", "server"),
     attempt(WITHOUT.messages, "publish", channel, ""),
     attempt(WITHOUT.tracking, "ping"),
     attempt(WITHOUT.tracking, "set", echo, "", "XX", "PX", "1"),
