@@ -138,6 +138,8 @@ function adminOf(values: { config?: string | undefined; admin?: string | undefin
 }
 
 async function callAdmin<T>({ url, token, tokenSource }: Admin, method: "GET" | "DELETE", path: string): Promise<T> {
+  if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
+    throw new CommandError(`${tokenSource} holds a blank or a character that no request can carry`);
   let status: number;
   let text: string;
   try {
