@@ -23,9 +23,12 @@ interface Arguments {
 
 /** `coatcheck sessions migrate`. @returns the exit status. */
 export async function runMigration({ values, positionals }: Arguments, environment: Environment): Promise<number> {
-  const { from, to, cursor } = values;
+  const { cursor } = values;
   if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
-  if (from === undefined || to === undefined) throw new UsageError("migrate needs --from URL and --to URL");
+  if (values.from === undefined || values.to === undefined)
+    throw new UsageError("migrate needs --from URL and --to URL");
+  const from = storeNamed("--from", values.from, environment);
+  const to = storeNamed("--to", values.to, environment);
   if (from === to) throw new UsageError("--from and --to are the same store");
   if ([from, to].includes("memory:")) throw new UsageError("memory: ends with its process; there is nothing to copy");
   if (cursor === "") throw new UsageError("--cursor is empty");
@@ -47,9 +50,20 @@ export async function runMigration({ values, positionals }: Arguments, environme
   }
 }
 
+/**
+ * A store that an option names. `${NAME}` is taken from the environment, so that nobody has to write a password where the
+ * list of processes shows it.
+ * @throws ConfigError when it is no store.
+ */
+export function storeNamed(option: string, url: string, environment: Environment): string {
+  return String(loadConfig({ store: url, routes: ANY_ROUTES }, environment, option).config.store);
+}
+
+const ANY_ROUTES = [{ upstream: "http://127.0.0.1" }];
+
 /** Longest life that the schema allows: without the configuration, the index of a user must not forget a session. */
 export function defaults(environment: Environment): Config {
-  const settings = { session: { absoluteTimeout: "400d" }, routes: [{ upstream: "http://127.0.0.1" }] };
+  const settings = { session: { absoluteTimeout: "400d" }, routes: ANY_ROUTES };
   return loadConfig(settings, environment).config;
 }
 

@@ -28,7 +28,7 @@ Options of list, show and end, which talk to the admin listener of a running Coa
       --json            what the admin listener answers, for machines
 
 Options of migrate, which opens both stores itself:
-      --from URL, --to URL   what store: of the configuration may be, but memory:
+      --from URL, --to URL   what store: of the configuration may be, but memory:; '\${NAME}' is taken from the environment
   -c, --config FILE          for its session settings; --from and --to say where
       --cursor CURSOR        goes on where an earlier run stopped
 
@@ -138,6 +138,8 @@ function adminOf(values: { config?: string | undefined; admin?: string | undefin
 }
 
 async function callAdmin<T>({ url, token, tokenSource }: Admin, method: "GET" | "DELETE", path: string): Promise<T> {
+  if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
+    throw new CommandError(`${tokenSource} holds a blank or a character that no request can carry`);
   let status: number;
   let text: string;
   try {

@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { CommandError, FAILED, print, UsageError } from "./cli-arguments.ts";
-import { defaults, openAnswering } from "./cli-migrate.ts";
+import { defaults, openAnswering, storeNamed } from "./cli-migrate.ts";
 import { Progress, report, STDERR, untilInterrupted } from "./cli-progress.ts";
 import { grouped, plain, table } from "./cli-text.ts";
 import type { Config } from "./config/compile.ts";
@@ -30,7 +30,12 @@ export async function runSweep({ values, positionals }: Arguments, environment: 
     throw new UsageError("say what to sweep: --config FILE or --store URL");
   const config = file === undefined ? defaults(environment) : loadConfigFile(file, environment).config;
   const { store } = config;
-  const urls = url !== undefined ? [url] : typeof store === "string" ? [store] : [store.primary, store.fallback];
+  const urls =
+    url !== undefined
+      ? [storeNamed("--store", url, environment)]
+      : typeof store === "string"
+        ? [store]
+        : [store.primary, store.fallback];
   let status = 0;
   for (const each of urls) status = Math.max(status, await sweepOne(each, config, fix));
   return status;

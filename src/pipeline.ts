@@ -144,12 +144,12 @@ function resolve(
 
 /** A session that is used by another client than it was begun by is counted, and not believed if so configured. */
 function hold(gate: Gate, resolution: Resolution, head: RequestHead, exchange: Exchange): Resolution {
-  const { session, key } = resolution;
+  const { session, key, source } = resolution;
   if (session === undefined || key === undefined) return resolution;
   if (!isMismatch(gate.binding.to, session, clientOf(head, exchange))) return resolution;
   exchange.handle = handleOf(key);
   gate.observer.sessionEvent("mismatch", exchange);
-  return gate.binding.onMismatch === "log" ? resolution : { outcome: "mismatch", key };
+  return gate.binding.onMismatch === "log" ? resolution : { outcome: "mismatch", key, ...(source && { source }) };
 }
 
 function clientOf(head: RequestHead, exchange: Exchange): SessionClient {

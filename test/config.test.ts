@@ -4,6 +4,7 @@ import { join } from "node:path";
 import t from "tap";
 import { loadConfigFile, loadConfigText, maskSettings } from "../src/config/load.ts";
 import { ConfigError } from "../src/config/problems.ts";
+import { parseRedisUrl } from "../src/core/redis-url.ts";
 import { parseDuration } from "../src/core/units.ts";
 import { temporaryFolder } from "./support/servers.ts";
 
@@ -183,6 +184,9 @@ t.test("what serve would trip over is a problem already here", async (t) => {
     ["store: 'memory:foo'", /store: must be memory: alone/],
     ["store: 'sqlite:'", /store: must be memory: alone, or sqlite: and a file name/],
     ["session: { idleTimeout: 2h, absoluteTimeout: 1h }", /session\.idleTimeout: must not be longer/],
+    ["session: { onMismatch: deny }", /session\.onMismatch: has no effect without bind/],
+    ["cache: { maxBytes: 0B, staleOnOutage: 1m }", /cache\.staleOnOutage: needs the near cache/],
+    [`admin: { token: "${"a token ".repeat(5)}" }`, /admin\.token: must be printable ASCII without blanks/],
     ["identity: { headers: { Content-Type: handle } }", /Content-Type.*meaning of its own/],
   ];
   for (const [text, problem] of cases) t.match(problemsOf(`${text}\n${MINIMAL}`), [problem], text);
@@ -200,6 +204,14 @@ t.test("passwords of any shape are masked", async (t) => {
     "redis://:p/w@d@h",
     "mysql://u:hunter2@h",
     "rediss://u:hunter2@[bad",
+    "redis://u:hunter2?x@h",
+    "redis://u:x?hunter2@h",
+    "redis://hunter2@h",
+    "redis://h?sentinelPassword=x&hunter2=y",
+    "redis+sentinel://h1,u:hunter2@h2/m",
+    "redis//u:hunter2@h",
+    "u:hunter2@h:6379",
+    "redis:u:hunter2@h",
   ];
   for (const url of urls) {
     let shown = "";
@@ -211,6 +223,11 @@ t.test("passwords of any shape are masked", async (t) => {
     }
     t.notMatch(shown, /hunter2|p@ss|ss@|p\/w|w@d/, url);
   }
+});
+
+t.test("a password in the query keeps its plus", async (t) => {
+  const url = "redis+sentinel://h/m?sentinelPassword=a+b%2Fc";
+  t.equal(parseRedisUrl(url).sentinelPassword, "a+b/c");
 });
 
 t.test("how sessions are stored: JSON in the open by default; keys are long, or the word plaintext", async (t) => {
@@ -234,7 +251,18 @@ t.test("a store with one to fall back to", async (t) => {
   t.same(maskSettings(settings).store, { ...store, primary: "redis://user:***@h/0" });
   const wrong: [string, RegExp[]][] = [
     ["{ primary: 'redis://h' }", [/^store\.fallback: /]],
-    ["{ primary: 'redis://h', fallback: 'redis://h' }", [/^store\.fallback: must be another store than primary$/]],
+    ...[
+      ["redis://h", "redis://h"],
+      ["redis://h:6379/0", "redis://user:hunter2@h"],
+      ["sqlite:./a.db", "sqlite:a.db"],
+    ].map(([primary, fallback]): [string, RegExp[]] => [
+      JSON.stringify({ primary, fallback }),
+      [/^store\.fallback: must be another store than primary$/],
+    ]),
+    [
+      "{ primary: 'redis://u:hunter2@h:x', fallback: 'redis://u:hunter2/@h' }",
+      [/^store\.primary: .*host/, /^store\.fallback: /],
+    ],
     [
       "{ primary: 'memory:x', fallback: 'mysql://u:hunter2@h' }",
       [/^store\.primary: must be memory: alone/, /^store\.fallback: ".+" is not a URL/],
@@ -264,6 +292,10 @@ t.test("problems never show a secret", async (t) => {
 t.test("YAML that cannot be read", async (t) => {
   t.match(problemsOf("a: [1"), [/line 1/]);
   t.match(problemsOf("a: 1\na: 2"), [/unique/]);
+  const alias = problemsOf(`admin: { token: *hunter2 }\n${MINIMAL}`);
+  t.match(alias, [/an alias \(\*name\) leads nowhere/]);
+  t.notMatch(alias.join(), "hunter2");
+  t.match(problemsOf("a: &a [*a]"), [/or to itself/]);
   const bomb = `a: &a [x,x,x,x,x,x,x,x,x]\n${"bcdefgh"
     .split("")
     .map((name, i) => `${name}: &${name} [${`*${"abcdefg"[i]},`.repeat(9)}]`)

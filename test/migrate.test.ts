@@ -331,7 +331,10 @@ t.test("on the command line: SQLite to Redis, with a password that nobody gets t
   await fill(source, SESSIONS);
   source.close();
   const url = redis.url.replace("redis://", "redis://mover:hunter2hunter2@");
-  const { status, stdout, stderr } = await run(t, ["sessions", "migrate", "--from", `sqlite:${file}`, "--to", url]);
+  const secret = { PASSWORD: "hunter2hunter2" };
+  const to = redis.url.replace("redis://", "redis://mover:${PASSWORD}@");
+  const first = await run(t, ["sessions", "migrate", "--from", `sqlite:${file}`, "--to", to], secret);
+  const { status, stdout, stderr } = first;
   t.equal(stdout, "copied   5,000\nskipped      0\nfailed       0\n");
   t.equal(stderr, `from sqlite:${file}\nto   ${redis.url.replace("redis://", "redis://mover:***@")}\n`);
   t.equal(status, 0);
@@ -384,7 +387,9 @@ t.test("usage and errors of the command", async (t) => {
     [["--from", redis, "--to", sqlite, "--cursor", ""], UsageError, /--cursor is empty/],
     [["--from", `sqlite:${folder}/none.db`, "--to", sqlite], CommandError, /there is no file .*none\.db to copy from/],
     [["--from", redis, "--to", sqlite], CommandError, /redis:\/\/:\*\*\*@127\.0\.0\.1:\d+\/0 does not answer/],
-    [["--from", "mysql://u:hunter2@x/", "--to", sqlite], CommandError, /a store URL begins with one of/],
+    [["--from", "mysql://u:hunter2@x/", "--to", sqlite], ConfigError, /^--from: .*\*\*\*@x\/" is not a URL/s],
+    [["--from", redis, "--to", "sqlite:"], ConfigError, /^--to: .*sqlite: and a file name/s],
+    [["--from", redis, "--to", "${NONE}"], ConfigError, /^--to: .*the environment variable NONE is not set/s],
     [
       ["--from", redis, "--to", sqlite, "--config", `${folder}/none.yaml`],
       ConfigError,

@@ -6,21 +6,15 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Redis } from "ioredis";
 import t from "tap";
 import type { FindResult, Session } from "../src/core/session.ts";
-import type { FeedState } from "../src/core/store.ts";
 import { NearCache, type NearCacheOptions } from "../src/session/near-cache.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
-import { type RunningGateway, startApp, startGateway, startRedis, type Teardown } from "./support/servers.ts";
+import { feedState, startApp, startGateway, startRedis, type Teardown } from "./support/servers.ts";
 import { startProxy } from "./support/tcp-proxy.ts";
 
 const USER = { method: "POST", body: '{"user":{"id":"1"},"data":{"cart":"old"}}' };
 const IDENTITY = { headers: { "X-User-Id": "/user/id", "X-Cart": "/data/cart" } };
 
 type Seen = Record<string, string>;
-
-export async function feedState(gateway: RunningGateway): Promise<FeedState | undefined> {
-  const metrics = await gateway.metrics();
-  return /^coatcheck_session_feed\{state="(\w+)"\} 1$/m.exec(metrics)?.[1] as FeedState | undefined;
-}
 
 async function gatewayOn(t: Teardown, store: string, settings: Record<string, unknown> = {}) {
   const app = await startApp(t);

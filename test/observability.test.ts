@@ -191,7 +191,7 @@ t.test("the token and the secrets appear nowhere: logs, spans, metrics, recorder
   exportTo(receiver.environment, t);
   const redis = await startRedis(t);
   const app = await startApp(t);
-  const adminToken = "an admin token that has more than 32 characters";
+  const adminToken = "an-admin-token-that-has-more-than-32-characters";
   const routes = [
     { match: { path: "/" }, upstream: app.url, session: "optional", write: ["user", "cart"] },
     { match: { path: "/required" }, upstream: app.url, session: "required" },

@@ -87,6 +87,8 @@ t.test("bind: a stolen cookie used with another browser is denied, or logged, an
     t.ok(gateway.logs.some((line) => line.event === "session.mismatch"));
     t.equal((await gateway.exchanges())[0]?.session.outcome, onMismatch === "log" ? "hit" : "mismatch");
     t.equal(who(await get(pair, home)), "1", "the visitor goes on");
+    const source = onMismatch === "log" ? "hit" : "mismatch";
+    t.match(await gateway.metrics(), new RegExp(`resolutions_total\\{outcome="${source}",source="store"\\} [1-9]`));
   }
 });
 
@@ -195,7 +197,10 @@ t.test("a renewed cookie is signed with the first secret, and shared caches may 
   const rotated = { ...cookie, secrets: [NEW_SECRET, SECRET] };
   const app = await startApp(t);
   app.server.prependListener("request", (_req, res) => {
-    res.setHeader("cache-control", "public, max-age=3600, s-maxage=7200, immutable");
+    res.setHeader(
+      "cache-control",
+      'public, max-age=3600, private="set-cookie, x", s-maxage=7200, no-cache="a, public", immutable',
+    );
     res.setHeader("surrogate-control", "max-age=3600");
     res.setHeader("cdn-cache-control", "max-age=3600");
   });
@@ -213,7 +218,7 @@ t.test("a renewed cookie is signed with the first secret, and shared caches may 
     "the same token",
   );
   t.not(cookiePair(renewed), pair, "another signature");
-  t.equal(reply.headers["cache-control"], "private, max-age=3600, immutable");
+  t.equal(reply.headers["cache-control"], 'private, max-age=3600, no-cache="a, public", immutable');
   t.equal(reply.headers["surrogate-control"], undefined);
   t.equal(reply.headers["cdn-cache-control"], undefined);
   const newOnly = await startGateway(t, {

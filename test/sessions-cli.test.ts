@@ -123,6 +123,10 @@ t.test("errors say what is wrong: nothing there, no token, a stranger", async (t
     stderr: `coatcheck: nothing listens there, so no Coatcheck is running at ${nowhere}; say where it is with --config FILE or --admin URL\n`,
   });
   t.match(await run(t, [...list, gateway.adminUrl]), { status: 1, stderr: /COATCHECK_ADMIN_TOKEN is not set/ });
+  t.match(await run(t, [...list, gateway.adminUrl], { COATCHECK_ADMIN_TOKEN: "two\nlines" }), {
+    status: 1,
+    stderr: /COATCHECK_ADMIN_TOKEN holds a blank/,
+  });
   t.match(await run(t, [...list, gateway.adminUrl], { COATCHECK_ADMIN_TOKEN: "x" }), {
     status: 1,
     stderr: /COATCHECK_ADMIN_TOKEN is not the right one/,

@@ -57,14 +57,14 @@ export function url(schemes: readonly string[], example: string) {
 /** A URL that can be shown: its password, its query and its fragment are not. Of what is no URL, only the scheme is. */
 export function maskUrl(text: string): string {
   if (isRedisUrl(text)) return maskRedisUrl(text);
-  if (!URL.canParse(text)) return text.replace(/^([a-z+]{1,20}:\/\/).*@.*$/is, "$1***").slice(0, 100);
+  if (!URL.canParse(text)) return text.replace(/^([a-z+]{1,20}:\/\/)?.*@.*$/is, "$1***").slice(0, 100);
   const url = new URL(text);
   if (url.password !== "") url.password = "***";
   if (url.search !== "") url.search = "?***";
   // An unescaped "#" in a password begins a fragment.
   if (url.hash !== "") url.hash = "#***";
   if (url.username !== "" || url.password !== "" || url.search !== "" || url.hash !== "") text = url.href;
-  return url.host === "" ? text.replace(/\/\/.*@/s, "//***@") : text;
+  return url.host === "" ? text.replace(/^([^:]*:(?:\/\/)?).+@/s, "$1***@") : text;
 }
 
 export const secret = z.string().min(MIN_SECRET_LENGTH, {

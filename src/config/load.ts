@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { parseDocument } from "yaml";
+import { type Document, parseDocument } from "yaml";
 import { PLAINTEXT } from "../core/store.ts";
 import { type Config, compile } from "./compile.ts";
 import { maskUrl } from "./fields.ts";
@@ -34,7 +34,21 @@ export function loadConfigText(text: string, environment: Environment, source = 
       document.errors.map((error) => error.message.split("\n")[0] ?? "not YAML"),
     );
   }
-  return loadConfig(document.toJS({ maxAliasCount: 100 }) ?? {}, environment, source);
+  return loadConfig(plainValueOf(document, source) ?? {}, environment, source);
+}
+
+function plainValueOf(document: Document.Parsed, source: string): unknown {
+  try {
+    const value = document.toJS({ maxAliasCount: 100 });
+    // Throws when a value holds itself.
+    JSON.stringify(value);
+    return value;
+  } catch {
+    // The message would repeat what was taken for an alias, a secret perhaps.
+    throw new ConfigError(source, [
+      "an alias (*name) leads nowhere or to itself; put a text that begins with * in quotes",
+    ]);
+  }
 }
 
 /** Checks a configuration given as a value, fills in `${NAME}` and the defaults, and compiles it. */

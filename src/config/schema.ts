@@ -1,3 +1,4 @@
+import { resolve } from "node:path";
 import { z } from "zod";
 import {
   foldName,
@@ -12,7 +13,7 @@ import { parsePointer } from "../core/json.ts";
 import { isRedisUrl, parseRedisUrl } from "../core/redis-url.ts";
 import { BINDINGS } from "../core/session.ts";
 import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
-import { parseDuration } from "../core/units.ts";
+import { parseDuration, parseSize } from "../core/units.ts";
 import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, secret, size, url, whole } from "./fields.ts";
 
 /**
@@ -39,6 +40,7 @@ const admin = z
     host: z.string().min(1).default("127.0.0.1").describe("Address of the admin listener."),
     port: whole(0, 65535).default(9090).describe("Its port; 0 takes any free one."),
     token: secret
+      .regex(/^[\x21-\x7e]*$/, { error: "must be printable ASCII without blanks, or no request could carry it" })
       .optional()
       .describe("Bearer token for everything but `/livez` and `/readyz`. Required when `host` is not loopback."),
   })
@@ -139,6 +141,10 @@ const session = z
   .refine((value) => (parseDuration(value.idleTimeout) ?? 0) <= (parseDuration(value.absoluteTimeout) ?? Infinity), {
     path: ["idleTimeout"],
     error: "must not be longer than absoluteTimeout",
+  })
+  .refine((value) => value.bind !== "none" || value.onMismatch === "log", {
+    path: ["onMismatch"],
+    error: "has no effect without bind: say what of the client must not change",
   })
   .prefault({})
   .describe("How long sessions live, how they are stored, and the cookie.");
@@ -345,16 +351,27 @@ function storeUrlProblem(text: string): string | undefined {
   }
 }
 
+/** The same text for two URLs of one store, however they are written. */
+function placeOf(url: string): string {
+  if (url.startsWith("sqlite:")) return resolve(url.slice("sqlite:".length));
+  if (!isRedisUrl(url)) return url;
+  const { hosts, master, database } = parseRedisUrl(url);
+  return JSON.stringify([hosts, master, database]);
+}
+
 const store = z
   .union(
     [
       storeUrl,
       z
         .strictObject({ primary: storeUrl, fallback: storeUrl })
-        .refine(({ primary, fallback }) => primary !== fallback, {
-          path: ["fallback"],
-          error: "must be another store than primary",
-        }),
+        .refine(
+          (both) => Object.values(both).some(storeUrlProblem) || placeOf(both.primary) !== placeOf(both.fallback),
+          {
+            path: ["fallback"],
+            error: "must be another store than primary",
+          },
+        ),
     ],
     { error: "must be a URL, or { primary: URL, fallback: URL }" },
   )
@@ -376,6 +393,10 @@ const cache = z
       .describe(
         "While the store does not answer: how long beyond `maxAge` a session that was cached may still be used. Such requests carry `X-Coatcheck-Session: stale; age=SECONDS` to the application. `0s`: not at all, 503 instead.",
       ),
+  })
+  .refine((value) => parseSize(value.maxBytes) !== 0 || parseDuration(value.staleOnOutage) === 0, {
+    path: ["staleOnOutage"],
+    error: "needs the near cache, which maxBytes turns off",
   })
   .prefault({})
   .describe("The near cache: sessions kept in this process, as long as the store tells of every change (Redis does).");

@@ -59,7 +59,7 @@ const PARAMETERS = new Set([
 ]);
 
 const SHAPE =
-  /^(redis|rediss)(?:\+(sentinel|cluster))?:\/\/(?:(?<credentials>[^@/?#]*)@)?(?<hosts>[^@/?#]+)(?:\/(?<path>[^@?#]*))?(?:\?(?<query>[^#]*))?$/;
+  /^(redis|rediss)(?:\+(sentinel|cluster))?:\/\/(?:(?<credentials>[^@/?#]*)@)?(?<hosts>[^@/?#]+)(?:\/(?<path>[^@?#]*))?(?:\?(?<query>[^@#]*))?$/;
 
 /**
  * Reads `redis://user:password@host:port/db`, `redis+sentinel://user:password@h1:26379,h2:26379/mymaster/db` or
@@ -76,12 +76,11 @@ export function parseRedisUrl(text: string): RedisAddress {
   }
   const topology = (match[2] ?? "standalone") as RedisAddress["topology"];
   const { credentials, hosts = "", path = "", query = "" } = match.groups ?? {};
-  const parameters = new URLSearchParams(query);
-  for (const name of parameters.keys()) {
-    if (!PARAMETERS.has(name)) {
-      throw new TypeError(`has an unknown parameter "${name.slice(0, 40)}"; known: ${[...PARAMETERS].join(", ")}`);
-    }
-  }
+  // A plus is a plus, as in base64, and not a blank, as in a form.
+  const parameters = new URLSearchParams(query.replaceAll("+", "%2B"));
+  // Its name is not repeated: it may be the rest of a password with an unescaped "&" in it.
+  if (![...parameters.keys()].every((name) => PARAMETERS.has(name)))
+    throw new TypeError(`has an unknown parameter; known: ${[...PARAMETERS].join(", ")}`);
   const steps = path.split("/").filter((step) => step !== "");
   const master = topology === "sentinel" ? steps.shift() : undefined;
   if (topology === "sentinel" && master === undefined) {
@@ -119,7 +118,8 @@ export function maskRedisUrl(text: string): string {
   const match = SHAPE.exec(text);
   if (match === null) return `${text.slice(0, Math.max(0, text.indexOf("://")))}://***`;
   const { credentials, hosts, path, query } = match.groups ?? {};
-  const user = credentials === undefined ? "" : `${credentials.split(":", 1)[0]}:***@`;
+  // What has no colon may well be a password alone.
+  const user = credentials === undefined ? "" : `${credentials.replace(/^[^:]*$/, "").split(":", 1)[0]}:***@`;
   const scheme = text.slice(0, text.indexOf("://"));
   return `${scheme}://${user}${hosts}${path === undefined ? "" : `/${path}`}${query === undefined ? "" : "?***"}`;
 }

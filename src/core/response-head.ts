@@ -122,6 +122,8 @@ function latin1(octets: Buffer | string): string {
 /** What allows a cache that serves many people to keep a response, or tells it to. */
 const SHARED_CACHE_FIELDS = /^(surrogate-control|x-accel-expires|(?:[a-z0-9-]+-)?cdn-cache-control)$/i;
 const SHARED_DIRECTIVES = /^(public|s-maxage|private)(=|$)/i;
+/** Between commas, but for those in quotes. */
+const DIRECTIVES = /(?:[^,"]|"(?:[^"\\]|\\.)*"?)+/g;
 
 /**
  * Adds the session cookie, and sees to it that no shared cache keeps the response: RFC 9111 §7.3 lets one store a
@@ -133,7 +135,7 @@ export function addSessionCookie(fields: string[], setCookie: string): void {
     const name = (fields[i] as string).toLowerCase();
     if (name !== "cache-control" && !SHARED_CACHE_FIELDS.test(name)) continue;
     if (name === "cache-control")
-      directives.unshift(...(fields[i + 1] as string).split(",").map((item) => item.trim()));
+      directives.unshift(...((fields[i + 1] as string).match(DIRECTIVES) ?? []).map((item) => item.trim()));
     fields.splice(i, 2);
   }
   const kept = directives.filter((directive) => directive !== "" && !SHARED_DIRECTIVES.test(directive));

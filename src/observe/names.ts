@@ -53,7 +53,7 @@ export const METRICS = {
     help: "Session look-ups by what was found and where.",
     labels: ["outcome", "source"],
     advice:
-      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `ambiguous`: two live cookies of one name, one of them perhaps planted by a neighbouring host. `unavailable`: the store is down; nobody has been logged out. `newer`: written by a later version, as during a rollout. `mismatch`: used by another client than it was begun by (`session.bind`). `source`: `cache`, `coalesced` (another request had asked already), `store`, `stale` (from before an outage), `none` (nobody had to be asked).",
+      "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `ambiguous`: two live cookies of one name, one of them perhaps planted by a neighbouring host. `unavailable`: the store is down; nobody has been logged out. `newer`: written by a later version, as during a rollout. `mismatch`: used by another client than it was begun by (`session.bind`). `source`: `cache`, `coalesced` (another request had asked already), `store`, `stale` (from before an outage), `none` (nobody had to be asked, or nobody answered).",
   },
   coatcheck_session_operations_total: {
     type: "counter",

@@ -71,8 +71,14 @@ async function resolveAmong(lookup: SessionLookup, keys: readonly SessionKey[]):
   const down = resolutions.find((candidate) => candidate.outcome === "unavailable");
   if (down !== undefined) return down;
   const live = resolutions.filter((candidate) => candidate.outcome === "hit");
-  if (live.length > 1) return { outcome: "ambiguous", keys: live.flatMap(({ key }) => key ?? []) };
-  return live[0] ?? (resolutions[0] as Resolution);
+  const [first] = live;
+  if (live.length > 1)
+    return {
+      outcome: "ambiguous",
+      keys: live.flatMap(({ key }) => key ?? []),
+      ...(first?.source && { source: first.source }),
+    };
+  return first ?? (resolutions[0] as Resolution);
 }
 
 export function resolution(key: SessionKey, found: FindResult, source: SessionSource): Resolution {

@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
 import { type AddressInfo, createServer as createTcpServer, type Socket, type Server as TcpServer } from "node:net";
 import { loadConfig } from "../../src/config/load.ts";
+import type { FeedState } from "../../src/core/store.ts";
 import { Gateway, type GatewayOptions } from "../../src/gateway.ts";
 import type { ExchangeRecord } from "../../src/observe/record.ts";
 import type { Teardown } from "./resources.ts";
@@ -165,4 +166,10 @@ export function startApp(t: Teardown): Promise<Upstream> {
     res.setHeader("content-type", "application/json");
     res.end(JSON.stringify(received));
   });
+}
+
+/** How the gateway's store tells of changes, as its metrics say. */
+export async function feedState(gateway: RunningGateway): Promise<FeedState | undefined> {
+  const metrics = await gateway.metrics();
+  return /^coatcheck_session_feed\{state="(\w+)"\} 1$/m.exec(metrics)?.[1] as FeedState | undefined;
 }
