@@ -33,5 +33,6 @@ export { Gateway, type GatewayOptions } from "./gateway.ts";
 export { ListenError } from "./listening.ts";
 export type { LogDestination } from "./observe/logging.ts";
 export { AttributesByCommit } from "./store/attributes.ts";
+export { SessionCodec, type SessionCodecOptions } from "./store/codec.ts";
 export type { CustomStoreOptions, OpenCustomStore } from "./store/custom.ts";
 export { VERSION } from "./version.ts";

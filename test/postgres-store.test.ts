@@ -7,7 +7,7 @@ import t from "tap";
 import { ProxyError } from "../src/core/errors.ts";
 import type { Session } from "../src/core/session.ts";
 import type { ChangeListener, SessionStore } from "../src/core/store.ts";
-import { PLAIN_JSON } from "../src/store/codec.ts";
+import { PLAIN_JSON, SessionCodec } from "../src/store/codec.ts";
 import { storeContract } from "../src/store/contract.ts";
 import { openStore } from "../src/store/open.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
@@ -22,8 +22,15 @@ const OUTAGE_MS = 4_500;
 
 const storeUrl = (databaseUrl: string) => `module:${EXAMPLE}?url=${databaseUrl}`;
 
-async function openPostgresStore(t: Teardown, databaseUrl: string, now = Date.now): Promise<SessionStore> {
-  const store = await openStore(storeUrl(databaseUrl), { now, absoluteTimeoutMs: 12 * HOUR_MS, codec: PLAIN_JSON });
+const KEY = "a key that has 32 characters at least";
+const encrypting = (...encryptionKeys: readonly string[]) => new SessionCodec({ codec: "msgpack", encryptionKeys });
+
+async function openPostgresStore(
+  t: Teardown,
+  databaseUrl: string,
+  { now = Date.now, codec = PLAIN_JSON }: { now?: () => number; codec?: SessionCodec } = {},
+): Promise<SessionStore> {
+  const store = await openStore(storeUrl(databaseUrl), { now, absoluteTimeoutMs: 12 * HOUR_MS, codec });
   t.teardown(() => store.close());
   return store;
 }
@@ -99,17 +106,74 @@ t.test("gateways that start at once on an empty database make its table together
   for (const check of checks) t.match(check, { ok: true, detail: /^PostgreSQL \d/ });
 });
 
-t.test("it keeps the store contract", async (t) => {
-  for (const { name, run } of storeContract) {
-    t.test(name, async (t) => {
-      let now = Date.now();
-      const store = await openPostgresStore(t, postgres.url, () => now);
-      const advance = (ms: number) => {
-        now += ms;
-      };
-      await run({ store, now: () => now, advance });
-    });
-  }
+for (const [what, codec] of Object.entries({ "as JSON": PLAIN_JSON, encrypted: encrypting(KEY) })) {
+  t.test(`it keeps the store contract, ${what}`, async (t) => {
+    for (const { name, run } of storeContract) {
+      t.test(name, async (t) => {
+        let now = Date.now();
+        const store = await openPostgresStore(t, postgres.url, { now: () => now, codec });
+        const advance = (ms: number) => {
+          now += ms;
+        };
+        await run({ store, now: () => now, advance });
+      });
+    }
+  });
+}
+
+t.test("with encryption keys nothing of a session is in the clear but its user's id and its times", async (t) => {
+  const store = await openPostgresStore(t, postgres.url, { codec: encrypting(KEY) });
+  const key = newKey();
+  const session = newSession({ user: { id: "user-7", name: "Ada Lovelace" }, data: { cart: ["a secret thing"] } });
+  await store.create(key, session);
+  await store.set(key, "note", "another secret");
+  const [rows] = await sql(`SELECT * FROM coatcheck_sessions WHERE key = '${key}'`);
+  const [row] = rows?.rows ?? [];
+  t.equal(row.payload[0], 3, "an envelope");
+  t.notMatch(row.payload.toString("latin1"), /Lovelace|secret|user-7|cart/);
+  t.match(row, { user_id: "user-7", expires_at: String(session.expiresAt) });
+
+  const stranger = await openPostgresStore(t, postgres.url, {
+    codec: encrypting("another key that has 32 characters"),
+  });
+  t.same(await stranger.find(key), { outcome: "malformed" });
+  const plain = await openPostgresStore(t, postgres.url);
+  t.same(await plain.find(key), { outcome: "malformed" });
+  const rotated = await openPostgresStore(t, postgres.url, {
+    codec: encrypting("another key that has 32 characters", KEY),
+  });
+  t.match(await rotated.find(key), { outcome: "hit", session: { user: { name: "Ada Lovelace" } } });
+  const other = newKey();
+  await store.create(other, session);
+  await sql(`UPDATE coatcheck_sessions SET payload = (SELECT payload FROM coatcheck_sessions WHERE key = '${key}')
+    WHERE key = '${other}'`);
+  t.same(await store.find(other), { outcome: "malformed" }, "a payload opens at its own key alone");
+});
+
+t.test("the gateway hands the store its encryption keys", async (t) => {
+  const app = await startApp(t);
+  const session = { cookie: { name: "session", secure: false, secrets: [KEY] }, encryptionKeys: [KEY] };
+  const gateway = await startGateway(t, { upstream: app.url, store: storeUrl(postgres.url), session });
+  const reply = await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"sealed","name":"Ada"}}' });
+  const visit = await ask(gateway.url, { headers: { cookie: cookiePair(reply.setCookie[0]) } });
+  t.equal(JSON.parse(visit.body).headers["x-user-name"], "Ada");
+  const [rows] = await sql("SELECT payload FROM coatcheck_sessions WHERE user_id = 'sealed'");
+  t.equal(rows?.rows[0].payload[0], 3);
+});
+
+t.test("what a later version has written is newer, and nobody writes over it", async (t) => {
+  const store = await openPostgresStore(t, postgres.url);
+  const key = newKey();
+  const session = newSession();
+  await store.create(key, session);
+  await sql(`UPDATE coatcheck_sessions SET payload = '\\x0901' WHERE key = '${key}'`);
+  t.same(await store.find(key), { outcome: "newer" });
+  t.equal(await store.commit(key, { ...session, version: 2 }), "unknown");
+  t.equal(await store.touch(key, session.expiresAt + 1), "unknown");
+  t.equal((await store.set(key, "a", 1)).outcome, "unknown");
+  t.notOk((await store.byUser("1")).some((entry) => entry.key === key));
+  const [rows] = await sql(`SELECT payload, version FROM coatcheck_sessions WHERE key = '${key}'`);
+  t.equal(rows?.rows[0].payload.toString("hex"), "0901");
 });
 
 t.test("the test file of the example's README works as it is", async (t) => {
@@ -117,7 +181,7 @@ t.test("the test file of the example's README works as it is", async (t) => {
   const folder = await projectFolder(t, { ...files, "postgres-store.ts": await readFile(EXAMPLE, "utf8") });
   await symlink(join(ROOT, "node_modules/pg"), join(folder, "node_modules/pg"));
   const report = runNodeTests(folder, "postgres-store.test.js", { DATABASE_URL: postgres.url });
-  t.match(report, `# pass ${storeContract.length}\n# fail 0\n`);
+  t.match(report, `# pass ${2 * storeContract.length}\n# fail 0\n`);
 });
 
 t.test("a role that may only read and write rows is enough once the table is there", async (t) => {
@@ -135,10 +199,11 @@ t.test("a role that may only read and write rows is enough once the table is the
 
 t.test("a row that holds no session is malformed", async (t) => {
   const store = await openPostgresStore(t, postgres.url);
-  for (const payload of ["{", "null", "[]", '{"user":null}', '{"user":"1","data":{},"createdAt":1}']) {
+  for (const payload of ["{", "1", "1null", "1[]", '1{"user":null}', '1{"user":"1","data":{},"createdAt":1}']) {
     const key = newKey();
     await store.create(key, newSession());
-    await sql(`UPDATE coatcheck_sessions SET payload = '${payload}' WHERE key = '${key}'`);
+    const hex = Buffer.from(payload.replace(/^1/, "\u0001")).toString("hex");
+    await sql(`UPDATE coatcheck_sessions SET payload = '\\x${hex}' WHERE key = '${key}'`);
     t.same(await store.find(key), { outcome: "malformed" }, payload);
   }
 });

@@ -15,6 +15,7 @@ import {
   type ScanOptions,
   type ScanPage,
   type Session,
+  type SessionCodec,
   type SessionEntry,
   type SessionKey,
   type SessionStore,
@@ -42,20 +43,20 @@ const MAX_LISTED = 1000;
 const UNDEFINED_TABLE = "42P01";
 
 /**
- * Numbers are milliseconds since the epoch. "C" compares keys byte by byte, which a scan in steps relies on. The lock
+ * Numbers are milliseconds since the epoch; `retires_at` is also in the payload, which nothing but the codec reads. "C" compares keys byte by byte, which a scan in steps relies on. The lock
  * keeps gateways that start at the same time from creating the table at the same time, which PostgreSQL does not bear.
  */
 const SCHEMA = `
   SELECT pg_advisory_xact_lock(hashtext('coatcheck_sessions'));
   CREATE TABLE IF NOT EXISTS coatcheck_sessions (
     key text COLLATE "C" PRIMARY KEY, version bigint NOT NULL, expires_at bigint NOT NULL, retires_at bigint,
-    used_at bigint NOT NULL, created_at bigint NOT NULL, user_id text, payload text NOT NULL
+    used_at bigint NOT NULL, created_at bigint NOT NULL, user_id text, payload bytea NOT NULL
   );
   CREATE INDEX IF NOT EXISTS coatcheck_sessions_by_user ON coatcheck_sessions (user_id, created_at);
   CREATE INDEX IF NOT EXISTS coatcheck_sessions_by_end ON coatcheck_sessions (least(expires_at, retires_at));
 `;
 
-const COLUMNS = "key, version, expires_at, retires_at, used_at, payload";
+const COLUMNS = "key, version, expires_at, used_at, payload";
 /** `least` passes over NULL: a session that was not replaced at a login has no `retires_at`. */
 const END = "least(expires_at, retires_at)";
 
@@ -94,28 +95,29 @@ interface Row {
   /** A `bigint` comes as a text. */
   readonly version: string;
   readonly expires_at: string;
-  readonly retires_at: string | null;
   readonly used_at: string;
-  readonly payload: string;
+  readonly payload: Buffer;
 }
 
 export class PostgresStore extends AttributesByCommit implements SessionStore {
   readonly kind = "postgres";
   readonly #id = randomUUID();
   readonly #now: () => number;
+  readonly #codec: SessionCodec;
   readonly #connection: pg.ClientConfig;
   readonly #pool: pg.Pool;
   readonly #sweeper: NodeJS.Timeout;
   #listener: pg.Client | undefined;
   #closed = false;
 
-  constructor({ now, parameters }: CustomStoreOptions) {
+  constructor({ now, codec, parameters }: CustomStoreOptions) {
     super();
     const { url, ...others } = parameters;
     const unknown = Object.keys(others);
     // A URL with "&" would be cut there, and a setting such as sslmode would be lost without a word.
     if (unknown.length > 0) throw new TypeError(`unknown parameter ${unknown.join(", ")}; there is only url`);
     this.#now = now;
+    this.#codec = codec;
     this.#connection = {
       // Without a URL, pg takes what the variables PGHOST, PGUSER, PGPASSWORD, PGDATABASE … say.
       ...(url !== undefined && { connectionString: url }),
@@ -139,18 +141,22 @@ export class PostgresStore extends AttributesByCommit implements SessionStore {
 
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
     const { version, expiresAt, retiresAt, usedAt, createdAt, user } = session;
-    const values = [key, version, expiresAt, retiresAt, usedAt, createdAt, user?.id, payloadOf(session)];
+    const payload = this.#codec.encode(key, session);
+    const values = [key, version, expiresAt, retiresAt, usedAt, createdAt, user?.id, payload];
     return (await this.#query("create", values)).rowCount === 1 ? "created" : "conflict";
   }
 
   async commit(key: SessionKey, session: Session): Promise<CommitOutcome> {
+    // What a later version has written is not ours to overwrite, and no condition in SQL sees it in an envelope.
+    if ((await this.find(key)).outcome !== "hit") return "unknown";
     const { version, retiresAt, user } = session;
-    const values = [key, version, retiresAt, user?.id, payloadOf(session)];
+    const values = [key, version, retiresAt, user?.id, this.#codec.encode(key, session)];
     if (await this.#write("commit", values)) return "committed";
     return (await this.find(key)).outcome === "hit" ? "conflict" : "unknown";
   }
 
   async touch(key: SessionKey, expiresAt: number): Promise<"touched" | "unknown"> {
+    if ((await this.find(key)).outcome !== "hit") return "unknown";
     return (await this.#write("touch", [key, expiresAt])) ? "touched" : "unknown";
   }
 
@@ -192,19 +198,10 @@ export class PostgresStore extends AttributesByCommit implements SessionStore {
     await Promise.all([this.#listener?.end(), this.#pool.end()]);
   }
 
-  #read(row: Row): FindResult {
-    try {
-      const session: Session = {
-        ...JSON.parse(row.payload),
-        version: Number(row.version),
-        expiresAt: Number(row.expires_at),
-        usedAt: Number(row.used_at),
-        ...(row.retires_at !== null && { retiresAt: Number(row.retires_at) }),
-      };
-      return judge(session, this.#now());
-    } catch {
-      return { outcome: "malformed" };
-    }
+  #read({ key, payload, version, expires_at, used_at }: Row): FindResult {
+    const session = this.#codec.decode(key, payload, Number(version), Number(expires_at), Number(used_at));
+    if (session === undefined) return { outcome: "malformed" };
+    return session === "newer" ? { outcome: "newer" } : judge(session, this.#now());
   }
 
   async #write(name: "commit" | "touch" | "destroy", values: readonly unknown[]): Promise<boolean> {
@@ -275,11 +272,6 @@ export class PostgresStore extends AttributesByCommit implements SessionStore {
       await sleep(HEARTBEAT_INTERVAL_MS, undefined, { signal: gone.signal, ref: false });
     }
   }
-}
-
-/** What has no column of its own, and whatever later versions of Coatcheck add to a session. */
-function payloadOf({ version, expiresAt, retiresAt, usedAt, ...rest }: Session): string {
-  return JSON.stringify(rest);
 }
 
 export default PostgresStore;

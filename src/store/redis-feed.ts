@@ -278,9 +278,10 @@ export class RedisFeed {
     return {
       kind: "tracking",
       redis,
-      subscribe: async () => {
+      subscribe: async (nonce) => {
         const id = String(await redis.client("ID"));
-        const prefixes = ["PREFIX", this.#sessionPrefix, "PREFIX", ECHO_PREFIX];
+        // Of the echoes only its own: the others are for other gateways.
+        const prefixes = ["PREFIX", this.#sessionPrefix, "PREFIX", `${ECHO_PREFIX}{${nonce}`];
         await redis.call("CLIENT", "TRACKING", "ON", "REDIRECT", id, "BCAST", ...prefixes);
         await redis.subscribe(INVALIDATIONS_CHANNEL);
       },
