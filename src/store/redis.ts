@@ -145,19 +145,24 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   async byUser(userId: string): Promise<readonly SessionEntry[]> {
     const index = USER_PREFIX + userId;
     const now = String(this.#now());
-    const keys = await this.#link.ask(
-      index,
-      () => this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", 0, MAX_LISTED),
-      true,
-    );
     const entries: SessionEntry[] = [];
-    await Promise.all(
-      keys.map(async (key) => {
-        const found = await this.find(key);
-        if (found.outcome === "hit" && found.session.user?.id === userId) entries.push({ key, session: found.session });
-      }),
-    );
-    return entries.sort((a, b) => b.session.createdAt - a.session.createdAt);
+    // The index also has what has expired by idleness: a live session may come behind any number of these.
+    for (let offset = 0; entries.length < MAX_LISTED; offset += MAX_LISTED) {
+      const keys = await this.#link.ask(
+        index,
+        () => this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", offset, MAX_LISTED),
+        true,
+      );
+      await Promise.all(
+        keys.map(async (key) => {
+          const found = await this.find(key);
+          if (found.outcome === "hit" && found.session.user?.id === userId)
+            entries.push({ key, session: found.session });
+        }),
+      );
+      if (keys.length < MAX_LISTED) break;
+    }
+    return entries.sort((a, b) => b.session.createdAt - a.session.createdAt).slice(0, MAX_LISTED);
   }
 
   /** The cursor names the node, by its place among the masters, and the place in it. */
