@@ -203,10 +203,7 @@ t.test(`${SESSIONS} sessions, ${SECONDS} s`, async (t) => {
     { tooOld, afterEnd, lost, wrongUser, unexpected },
     { tooOld: 0, afterEnd: 0, lost: 0, wrongUser: 0, unexpected: 0 },
   );
-  t.ok(
-    counts.reads > SECONDS * 500 && counts.writes > SECONDS * 200 && counts.ends > 10,
-    "there was something to hold",
-  );
+  t.ok(counts.reads > SECONDS * 100 && counts.writes > SECONDS * 50 && counts.ends > 10, "there was something to hold");
   t.ok(counts.conflicts < counts.writes / 20, "conflicts are rare");
 });
 
