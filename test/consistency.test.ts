@@ -15,6 +15,8 @@ const BOUND_MS = 50;
 const ATTRIBUTES = ["cart", "theme"] as const;
 type Attribute = (typeof ATTRIBUTES)[number];
 
+t.setTimeout((SECONDS + 60) * 1000);
+
 const agent = new Agent({ keepAlive: true, maxSockets: 64 });
 t.teardown(() => agent.destroy());
 
