@@ -180,11 +180,11 @@ function sum(reports: readonly TrafficReport[]): TrafficReport {
 async function staleness({ gateways: [cached, plain], remove }: Rig): Promise<number> {
   let longestMs = 0;
   for (const canary of await logIn(plain.url, 5)) {
-    for (let asked = 0; asked < 2; asked++) {
+    // A reading may find that slots have moved: then the cache is bypassed for a moment.
+    await eventually("the canary is in the cache", async () => {
       if ((await seenUser(cached, canary)) !== canary.userId) throw new Error("the canary is not logged in");
-    }
-    const { source } = (await cached.exchanges())[0]?.session ?? {};
-    if (source !== "cache") throw new Error(`the canary came from ${source}`);
+      return (await cached.exchanges())[0]?.session.source === "cache";
+    });
     await remove(nameOf(canary));
     const removedAt = performance.now();
     await eventually("the canary is gone", async () => (await seenUser(cached, canary)) === "");
@@ -214,9 +214,9 @@ function group(name: string, run: (t: Tap) => Promise<void>) {
   if (only !== undefined && !name.includes(only)) return;
   t.test(name, async (t) => {
     const before = { sockets: sockets(), heap: heapBytes() };
-    await run(t);
-    // What the groups hold on to is let go when they end; connections of `fetch` go a little later.
+    // Registered first, so it is done last: when all else has been let go. What `fetch` keeps goes a little later.
     t.teardown(() => eventually("no socket is left", () => sockets() <= before.sockets));
+    await run(t);
     t.ok(heapBytes() - before.heap < MAX_GROWTH_BYTES, "no memory is kept");
   });
 }
