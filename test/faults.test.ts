@@ -180,11 +180,11 @@ function sum(reports: readonly TrafficReport[]): TrafficReport {
 async function staleness({ gateways: [cached, plain], remove }: Rig): Promise<number> {
   let longestMs = 0;
   for (const canary of await logIn(plain.url, 5)) {
-    for (let asked = 0; asked < 2; asked++) {
+    // A reading may find that slots have moved: then the cache is bypassed for a moment.
+    await eventually("the canary is in the cache", async () => {
       if ((await seenUser(cached, canary)) !== canary.userId) throw new Error("the canary is not logged in");
-    }
-    const { source } = (await cached.exchanges())[0]?.session ?? {};
-    if (source !== "cache") throw new Error(`the canary came from ${source}`);
+      return (await cached.exchanges())[0]?.session.source === "cache";
+    });
     await remove(nameOf(canary));
     const removedAt = performance.now();
     await eventually("the canary is gone", async () => (await seenUser(cached, canary)) === "");

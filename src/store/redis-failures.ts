@@ -12,6 +12,9 @@ export interface RedisFailure {
   readonly message: string;
 }
 
+/** Nothing was sent. */
+export const NO_CONNECTION = "there is no connection";
+
 interface Reply {
   readonly reason: StoreFailure;
   readonly again?: true;
@@ -55,8 +58,8 @@ export function redisFailure(error: unknown): RedisFailure {
   // MISCONF, NOREPLICAS, an error in a script: whatever it is, it was the server that said it.
   if (error instanceof ReplyError) return { reason: "other", again: false, readable: true, message };
   if (/timed? ?out/i.test(message)) return { reason: "timeout", again: false, readable: false, message };
-  if (/enableOfflineQueue/.test(message)) {
-    return { reason: "closed", again: true, readable: false, message: "there is no connection" };
+  if (message === NO_CONNECTION || /enableOfflineQueue/.test(message)) {
+    return { reason: "closed", again: true, readable: false, message: NO_CONNECTION };
   }
   const closed =
     /connection close|closed|isn't ready|ECONN|EPIPE|max retries|redirections|ended|destroyed|None of startup nodes/i;

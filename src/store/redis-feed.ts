@@ -245,7 +245,7 @@ export class RedisFeed {
 
   #connect(): Redis {
     const { topology, hosts } = this.#link.address;
-    if (topology !== "cluster") return new Redis({ ...this.#link.options(false), ...LISTENING });
+    if (topology !== "cluster") return new Redis({ ...this.#link.options("listening"), ...LISTENING });
     // Any node will do; after a loss, another one.
     let attempt = 0;
     const nodes = () => (this.#link.masters().length > 0 ? this.#link.masters() : hosts);

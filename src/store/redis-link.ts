@@ -5,7 +5,7 @@ import { ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { RedisAddress, RedisHost } from "../core/redis-url.ts";
 import type { StoreObserver } from "../core/store.ts";
 import { Breaker } from "./breaker.ts";
-import { type RedisFailure, redisFailure } from "./redis-failures.ts";
+import { NO_CONNECTION, type RedisFailure, redisFailure } from "./redis-failures.ts";
 
 const MAX_RECONNECT_DELAY_MS = 500;
 /** Between two attempts of one operation, when the server said that it will soon be able to. */
@@ -14,7 +14,7 @@ const RETRY_DELAY_MS = 25;
 const SLOTS_REFRESH_MS = 5_000;
 const CLUSTER_REDIRECTIONS = 6;
 /** How long an operation waits for a connection that may be back in a moment; longer, it would not be worth it. */
-const RECONNECT_PATIENCE_MS = 100;
+const RECONNECT_PATIENCE_MS = 250;
 /** From our end of a connection to giving it up: a server that is frozen never says that it has ended. */
 const DISCONNECT_TIMEOUT_MS = 100;
 
@@ -47,7 +47,7 @@ export class RedisLink {
   constructor(address: RedisAddress, scripts: Scripts, observer: StoreObserver) {
     this.address = address;
     this.#observer = observer;
-    const client = address.topology === "cluster" ? this.#cluster() : new Redis(this.options(true));
+    const client = address.topology === "cluster" ? this.#cluster() : new Redis(this.options("data"));
     // Each operation that fails because of it says so; without a listener ioredis would print it.
     client.on("error", (error: Error) => {
       this.#connectionError = error;
@@ -75,13 +75,16 @@ export class RedisLink {
     return this.#firstAnswer;
   }
 
-  /** How a connection to the server, or to the master that the sentinels name, is made. */
-  options(autoPipelining: boolean) {
+  /**
+   * How a connection to the server, or to the master that the sentinels name, is made.
+   * @param use what listens is led to a new master by `data`, which is told of it.
+   */
+  options(use: "data" | "listening") {
     const { topology, hosts, master, database, sentinelUsername, sentinelPassword, tls } = this.address;
     const common = {
       ...this.nodeOptions(),
       db: database,
-      enableAutoPipelining: autoPipelining,
+      enableAutoPipelining: use === "data",
       enableOfflineQueue: false,
       maxRetriesPerRequest: 0,
       // After a failover the old master answers READONLY, a restarted server LOADING: connect again, and ask there.
@@ -96,7 +99,7 @@ export class RedisLink {
       // A Sentinel that is frozen would be waited for without end, and the others never asked.
       sentinelCommandTimeout: this.address.commandTimeoutMs,
       // The sentinels say so when a master falls: nobody waits for a timeout to find out.
-      failoverDetector: true,
+      failoverDetector: use === "data",
       ...(tls && { enableTLSForSentinelMode: true, sentinelTLS: this.#tls() }),
       ...(sentinelUsername !== undefined && { sentinelUsername }),
       ...(sentinelPassword !== undefined && { sentinelPassword }),
@@ -123,7 +126,8 @@ export class RedisLink {
   /** The nodes that own slots at this moment, also those that are down, in an order that stays; one without a cluster. */
   masters(): readonly RedisHost[] {
     if (!(this.client instanceof Cluster)) return this.address.hosts.slice(0, 1);
-    const names = [...new Set(this.client.slots.map((nodes) => nodes?.[0] ?? ""))].filter((name) => name !== "").sort();
+    // Not of the slots that nobody serves, which the list does not hold.
+    const names = [...new Set(this.client.slots.flatMap((nodes) => nodes.slice(0, 1)))].sort();
     return names.map((name) => {
       const colon = name.lastIndexOf(":");
       return { host: name.slice(0, colon), port: Number(name.slice(colon + 1)) };
@@ -169,6 +173,7 @@ export class RedisLink {
     let said: RedisFailure | undefined;
     for (;;) {
       try {
+        if (this.client.status !== "ready") throw new Error(NO_CONNECTION);
         const answer = await before(deadlineMs, command());
         onEnd(true);
         return answer;
@@ -235,7 +240,9 @@ export class RedisLink {
         // Together in one pipeline, the commands for a slot that moves took those for others along: thousandfold MOVED
         // while slots moved under load, and 503 where the nodes one by one would have answered at once.
         enableAutoPipelining: false,
-        enableOfflineQueue: false,
+        // For a node that is being connected to, no longer than a command may take. Without it ioredis would refuse the
+        // command as if the connection had broken, and a login could not be sent again.
+        enableOfflineQueue: true,
         maxRedirections: CLUSTER_REDIRECTIONS,
         // A write whose connection broke may have been carried out: whether it is sent again is for `ask` to say.
         retryDelayOnFailover: 0,

@@ -45,6 +45,8 @@ export interface RedisCluster {
   migrateSlot(slot: number, from: ClusterNode, to: ClusterNode): Promise<void>;
   /** Makes a replica the master, both being alive; for the other case kill the master and ask for `ownerOf`. */
   failover(replica: ClusterNode): Promise<void>;
+  /** Makes clients reach a node by another port: that of a proxy. Done when all nodes say so. */
+  announce(node: ClusterNode, port: number): Promise<void>;
   /** Removes all keys. */
   flush(): Promise<void>;
 }
@@ -107,6 +109,13 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
           view.some(({ id, slots }) => id === replica.id && slots.length > 0),
         ),
       );
+    },
+    announce: async (node, port) => {
+      await node.call("CONFIG", "SET", "cluster-announce-port", port);
+      await eventually("all nodes announce the port", async () => {
+        const views = await Promise.all(running().map((each) => each.call("CLUSTER", "NODES")));
+        return views.every((view) => String(view).includes(`:${port}@`));
+      });
     },
     flush: async () => {
       for (const node of running()) if (await isMaster(node)) await node.call("FLUSHALL");
