@@ -178,6 +178,26 @@ t.test("without staleOnOutage an outage is one at once", async (t) => {
   t.match(await get(cookie), { status: 503 });
 });
 
+t.test("an outage is not bridged with what the store has said to be over", async (t) => {
+  const { cache, asked, hit, answerNext } = byHand({ staleOnOutageMs: 60_000 });
+  const find = async (found?: FindResult) => {
+    const answer = cache.find("k");
+    if (found === undefined) (await until(() => asked.shift())).fail(new Error("no answer"));
+    else await answerNext(found);
+    return answer;
+  };
+  await find(hit());
+  cache.feed("lost");
+  t.match(await find(), { outcome: "hit", source: "stale" });
+  t.match(await find({ outcome: "unknown" }), { outcome: "unknown" });
+  t.match(await find(), { outcome: "unavailable" }, "a session that has ended");
+  cache.feed("tracking");
+  await find(hit({ cart: "old" }));
+  cache.feed("lost");
+  await find(hit({ cart: "new" }));
+  t.match(await find(), { outcome: "unavailable" }, "a session that has changed since");
+});
+
 /** A cache before a store that answers when it is told to. */
 function byHand(options: Partial<NearCacheOptions> = {}) {
   const asked: { key: string; answer: (found: FindResult) => void; fail: (error: Error) => void }[] = [];

@@ -197,6 +197,14 @@ t.test(
   },
 );
 
+t.test("a cluster's first commands come while its nodes are being connected to: none is refused for it", async (t) => {
+  const cluster = await startCluster(t);
+  const { store } = await openStore(t, cluster.url);
+  const keys = Array.from({ length: 60 }, (_, n) => `first-${n}`.padEnd(43, "x"));
+  const outcomes = await Promise.all(keys.map((key) => store.create(key, newSession({ user: null }))));
+  t.same(new Set(outcomes), new Set(["created"]));
+});
+
 t.test("a cluster that does not cover all slots", async (t) => {
   const cluster = await startCluster(t, { args: ["--cluster-require-full-coverage", "no"] });
   const uncovered = "uncovered".padEnd(43, "x");

@@ -46,13 +46,13 @@ export async function temporaryFolder(t: Teardown): Promise<string> {
 }
 
 /** Waits for something that cannot be awaited otherwise. @throws Error with `what` after `timeoutMs`. */
-export async function eventually<T>(what: string, look: () => T | Promise<T>, timeoutMs = 15_000) {
+export async function eventually<T>(what: string, look: () => T | Promise<T>, timeoutMs = 15_000, pauseMs = 20) {
   const deadline = performance.now() + timeoutMs;
   for (;;) {
     const seen = await look();
     if (seen) return seen as NonNullable<T>;
     if (performance.now() > deadline) throw new Error(`waited ${timeoutMs} ms in vain: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await new Promise((resolve) => setTimeout(resolve, pauseMs));
   }
 }
 
