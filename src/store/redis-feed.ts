@@ -287,7 +287,7 @@ export class RedisFeed {
       },
       shout: (echo) => {
         echoed = nameOf(echo);
-        return client.set(echoed, "", "PX", ECHO_TTL_MS);
+        return this.#link.send(() => client.set(echoed, "", "PX", ECHO_TTL_MS));
       },
       isEcho: (_channel, message) => namesIn(message).includes(echoed),
       hear: (_channel, message) => this.#invalidated(message),
@@ -300,7 +300,8 @@ export class RedisFeed {
       kind: "messages",
       redis,
       subscribe: (nonce) => redis.subscribe(CHANGES_CHANNEL, ECHO_PREFIX + nonce),
-      shout: ({ nonce, number }) => this.#link.client.publish(ECHO_PREFIX + nonce, String(number)),
+      shout: ({ nonce, number }) =>
+        this.#link.send(() => this.#link.client.publish(ECHO_PREFIX + nonce, String(number))),
       isEcho: (channel, message, { nonce, number }) => channel === ECHO_PREFIX + nonce && message === String(number),
       hear: (channel, message) => {
         if (channel === CHANGES_CHANNEL) this.#published(message);

@@ -166,6 +166,12 @@ export class RedisLink {
     return this.#attempt(command, true, () => {});
   }
 
+  /** Sends a command now or not at all: ioredis would keep those for a cluster until it is back, and send them then. */
+  async send<T>(command: () => Promise<T>): Promise<T> {
+    if (this.client.status !== "ready") throw new Error(NO_CONNECTION);
+    return command();
+  }
+
   async #attempt<T>(command: () => Promise<T>, repeatable: boolean, onEnd: (answered: boolean) => void): Promise<T> {
     const startedMs = performance.now();
     const deadlineMs = startedMs + this.address.totalTimeoutMs;
@@ -173,8 +179,7 @@ export class RedisLink {
     let said: RedisFailure | undefined;
     for (;;) {
       try {
-        if (this.client.status !== "ready") throw new Error(NO_CONNECTION);
-        const answer = await before(deadlineMs, command());
+        const answer = await before(deadlineMs, this.send(command));
         onEnd(true);
         return answer;
       } catch (error) {
@@ -220,7 +225,8 @@ export class RedisLink {
   /** Asks about the same key as the request that failed, so that it finds a new owner of the slot as that would. */
   async #probe(key: string): Promise<void> {
     try {
-      await before(performance.now() + this.address.commandTimeoutMs, this.client.exists(key));
+      const asking = this.send(() => this.client.exists(key));
+      await before(performance.now() + this.address.commandTimeoutMs, asking);
     } catch (error) {
       if (!redisFailure(error).readable) throw error;
     }
