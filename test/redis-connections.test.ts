@@ -73,6 +73,27 @@ t.test("all look-ups of one turn travel together", async (t) => {
   t.equal(pieces, 1);
 });
 
+t.test("in a cluster, all of one turn for one node travel together", async (t) => {
+  const cluster = await startCluster(t);
+  const { store } = await storeAt(t, cluster.url);
+  const keys = Array.from({ length: 90 }, (_, i) => `k${i}`);
+  for (const key of keys) await store.create(key, session());
+  const reads = async () => {
+    const texts = await Promise.all(cluster.nodes.map((node) => node.call("INFO", "stats")));
+    return texts.reduce(
+      (sum: number, text) => sum + Number(/^total_reads_processed:(\d+)/m.exec(String(text))?.[1]),
+      0,
+    );
+  };
+  await reads();
+  const before = await reads();
+  const found = await Promise.all(keys.map((key) => store.find(key)));
+  const after = await reads();
+  t.ok(found.every(({ outcome }) => outcome === "hit"));
+  // The nodes count what is read from one another and from this test as well.
+  t.ok(after - before < 30, `${after - before} reads for ${keys.length} look-ups`);
+});
+
 t.test("a dead Redis costs microseconds, and is asked again by nobody's request", async (t) => {
   const redis = await startRedis(t);
   const { store, failures, resting } = await storeAt(t, redis.url);

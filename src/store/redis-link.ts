@@ -38,6 +38,8 @@ export class RedisLink {
   readonly #observer: StoreObserver;
   /** By server: one for all, in a cluster one for each node. */
   readonly #breakers = new Map<string, Breaker>();
+  /** Nodes of the cluster whose commands of this turn are gathered. */
+  readonly #gathering = new Set<string>();
   readonly #firstAnswer: Promise<void>;
   readonly #disconnect: () => void;
   #resting = 0;
@@ -150,11 +152,13 @@ export class RedisLink {
    * @throws ProxyError `session_store_unavailable`.
    */
   async ask<T>(key: string, command: () => Promise<T>, repeatable = false): Promise<T> {
-    const breaker = this.#breakerOf(key);
+    const server = this.#serverOf(key);
+    const breaker = this.#breakerOf(server);
     if (breaker.isOpen) {
       this.#observer.failed("breaker");
       throw new ProxyError("session_store_unavailable", "the session store has not answered lately");
     }
+    this.#gather(server);
     return this.#attempt(command, repeatable, (answered) => {
       if (answered) breaker.answered();
       else breaker.failed(() => this.#probe(key));
@@ -209,8 +213,24 @@ export class RedisLink {
     this.#disconnect();
   }
 
-  #breakerOf(key: string): Breaker {
-    const server = this.#serverOf(key);
+  /**
+   * In a cluster: what goes to one node in one turn of the event loop leaves in one piece, though each command is by
+   * itself and may be redirected. For one server ioredis does it.
+   */
+  #gather(server: string): void {
+    if (!(this.client instanceof Cluster) || this.#gathering.has(server)) return;
+    const node = this.client.nodes("master").find(({ options }) => `${options.host}:${options.port}` === server);
+    const stream = node?.stream;
+    if (!stream?.writable) return;
+    this.#gathering.add(server);
+    stream.cork();
+    setImmediate(() => {
+      this.#gathering.delete(server);
+      stream.uncork();
+    });
+  }
+
+  #breakerOf(server: string): Breaker {
     let breaker = this.#breakers.get(server);
     if (breaker === undefined) {
       breaker = new Breaker((open) => {
