@@ -1,3 +1,4 @@
+import { forEachAtOnce } from "../core/concurrency.ts";
 import { ProxyError } from "../core/errors.ts";
 import { parseRedisUrl } from "../core/redis-url.ts";
 import {
@@ -34,6 +35,8 @@ import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-
 import { type SweptStore, sweepRedis } from "./redis-sweep.ts";
 
 const MAX_LISTED = 1000;
+/** Look-ups of a list under way: a thousand together would keep the requests of others waiting, and time out. */
+const FOUND_AT_ONCE = 50;
 
 /** How a session lies in Redis: its attributes in one field together, or in one each. Either reads the other. */
 export type RedisLayout = "blob" | "fields";
@@ -153,13 +156,10 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
         () => this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", offset, MAX_LISTED),
         true,
       );
-      await Promise.all(
-        keys.map(async (key) => {
-          const found = await this.find(key);
-          if (found.outcome === "hit" && found.session.user?.id === userId)
-            entries.push({ key, session: found.session });
-        }),
-      );
+      await forEachAtOnce(keys, FOUND_AT_ONCE, async (key) => {
+        const found = await this.find(key);
+        if (found.outcome === "hit" && found.session.user?.id === userId) entries.push({ key, session: found.session });
+      });
       if (keys.length < MAX_LISTED) break;
     }
     return entries.sort((a, b) => b.session.createdAt - a.session.createdAt).slice(0, MAX_LISTED);
