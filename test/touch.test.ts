@@ -84,4 +84,8 @@ t.test("what waits is sent at the end", async (t) => {
   it.used("k", session);
   await it.flush();
   t.same(touches, ["k"]);
+  it.used("sent", session);
+  it.flush();
+  await it.flush();
+  t.same(touches, ["k", "sent"], "and what has been sent is waited for");
 });

@@ -23,6 +23,7 @@ export class Toucher {
   /** Waiting or under way, with the expiry that is written. */
   readonly #pending = new Map<SessionKey, number>();
   #waiting: SessionKey[] = [];
+  readonly #underWay = new Set<Promise<void>>();
 
   constructor(options: ToucherOptions) {
     this.#options = options;
@@ -42,11 +43,15 @@ export class Toucher {
     return expiresAt;
   }
 
-  /** Sends what waits. @returns done when the store has answered to all of it. */
+  /** Sends what waits. @returns done when the store has answered to all of it, and to what was under way before. */
   async flush(): Promise<void> {
     const batch = this.#waiting;
     this.#waiting = [];
-    await Promise.all(batch.map((key) => this.#touch(key)));
+    for (const key of batch) {
+      const touching: Promise<void> = this.#touch(key).finally(() => this.#underWay.delete(touching));
+      this.#underWay.add(touching);
+    }
+    await Promise.all(this.#underWay);
   }
 
   async #touch(key: SessionKey): Promise<void> {
