@@ -1,8 +1,9 @@
+import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin, query } from "./cli-admin.ts";
 import { CommandError, parse, print, UsageError } from "./cli-arguments.ts";
 import { MIGRATION_OPTIONS, runMigration } from "./cli-migrate.ts";
 import { runSweep, SWEEP_OPTIONS } from "./cli-sweep.ts";
 import { fromNow, grouped, plain, table } from "./cli-text.ts";
-import { type Environment, loadConfigFile } from "./config/load.ts";
+import type { Environment } from "./config/load.ts";
 import {
   REFERENCE_PATTERN,
   type Revocation,
@@ -22,8 +23,7 @@ const USAGE = `Usage:
 A HANDLE is what logs and the list show: the first 12 characters of the session's key.
 
 Options of list, show and end, which talk to the admin listener of a running Coatcheck:
-  -c, --config FILE     its configuration, for address and token
-      --admin URL       its address (default: http://127.0.0.1:9090); the token is COATCHECK_ADMIN_TOKEN
+${ADMIN_HELP}
       --user ID         with show HANDLE and end HANDLE: whose it is, which makes the search quick
       --json            what the admin listener answers, for machines
 
@@ -40,13 +40,8 @@ Options of sweep, which opens the store itself, and exits with 1 if it leaves an
 Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
 
-const DEFAULT_ADMIN = "http://127.0.0.1:9090";
-/** A search by handle goes through the whole store, and so does the end of many sessions. */
-const ANSWER_TIMEOUT_MS = 120_000;
-
 const OPTIONS = {
-  config: { type: "string", short: "c" },
-  admin: { type: "string" },
+  ...ADMIN_OPTIONS,
   user: { type: "string" },
   except: { type: "string" },
   json: { type: "boolean" },
@@ -74,23 +69,23 @@ export async function runSessions(args: readonly string[], environment: Environm
   if (command === "list") {
     if (handle !== undefined) throw new UsageError(`unexpected "${handle}"; to see one session: show HANDLE`);
     if (user === undefined) throw new UsageError("list needs --user ID");
-    const list = await callAdmin<SessionList>(admin, "GET", `/sessions${query({ user })}`);
+    const list = await callAdmin<SessionList>(admin, { method: "GET", path: `/sessions${query({ user })}` });
     return print(json ? asJson(list) : renderList(list));
   }
   if (handle === undefined) {
     if (command === "show") throw new UsageError("show needs a HANDLE");
     if (user === undefined) throw new UsageError("say what to end: HANDLE or --user ID");
-    const ended = await callAdmin<Revocation>(admin, "DELETE", `/sessions${query({ user, except })}`);
+    const ended = await callAdmin<Revocation>(admin, { method: "DELETE", path: `/sessions${query({ user, except })}` });
     print(json ? asJson(ended) : renderEnded(ended));
     if (!ended.complete) throw new CommandError("new sessions of this user began all the while; ask again");
     return 0;
   }
   const path = `/sessions/${handle}${query({ user })}`;
   if (command === "end") {
-    const ended = await callAdmin<Revocation>(admin, "DELETE", path);
+    const ended = await callAdmin<Revocation>(admin, { method: "DELETE", path });
     return print(json ? asJson(ended) : renderEnded(ended));
   }
-  const details = await callAdmin<SessionDetails>(admin, "GET", path);
+  const details = await callAdmin<SessionDetails>(admin, { method: "GET", path });
   return print(json ? asJson(details) : renderDetails(details));
 }
 
@@ -105,85 +100,6 @@ function shieldHandles(args: readonly string[]): string[] {
     else handles.push(arg);
   }
   return handles.length === 0 ? shielded : [...shielded, "--", ...handles];
-}
-
-interface Admin {
-  /** Without a slash at the end. */
-  readonly url: string;
-  readonly token: string | undefined;
-  /** Where a person would correct the token. */
-  readonly tokenSource: string;
-}
-
-function adminOf(values: { config?: string | undefined; admin?: string | undefined }, environment: Environment): Admin {
-  const { config: file, admin } = values;
-  if (file === undefined) {
-    const url = admin ?? DEFAULT_ADMIN;
-    const parsed = URL.canParse(url) ? new URL(url) : undefined;
-    if (parsed === undefined || !/^https?:$/.test(parsed.protocol) || parsed.username !== "" || parsed.password !== "")
-      throw new UsageError("--admin must be a URL such as http://127.0.0.1:9090, without user and password");
-    const token = environment.COATCHECK_ADMIN_TOKEN || undefined;
-    return {
-      url: `${parsed.origin}${parsed.pathname.replace(/\/$/, "")}`,
-      token,
-      tokenSource: "COATCHECK_ADMIN_TOKEN",
-    };
-  }
-  if (admin !== undefined) throw new UsageError("--admin does not go with --config, which says where it listens");
-  const { host, port, token } = loadConfigFile(file, environment).config.admin;
-  if (port === 0) throw new UsageError(`admin.port in ${file} is 0, any free port: say which with --admin URL`);
-  const reachable = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "::1" : host;
-  const name = reachable.includes(":") ? `[${reachable}]` : reachable;
-  return { url: `http://${name}:${port}`, token, tokenSource: `admin.token in ${file}` };
-}
-
-async function callAdmin<T>({ url, token, tokenSource }: Admin, method: "GET" | "DELETE", path: string): Promise<T> {
-  if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
-    throw new CommandError(`${tokenSource} holds a blank or a character that no request can carry`);
-  let status: number;
-  let text: string;
-  try {
-    const response = await fetch(url + path, {
-      method,
-      headers: token === undefined ? {} : { authorization: `Bearer ${token}` },
-      redirect: "error",
-      signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
-    });
-    status = response.status;
-    text = await response.text();
-  } catch (error) {
-    throw new CommandError(`${unreachable(error, url)}; say where it is with --config FILE or --admin URL`);
-  }
-  if (status === 401)
-    throw new CommandError(`${url} refuses the token: ${tokenSource} ${token ? "is not the right one" : "is not set"}`);
-  const body = parseJson(text);
-  if (status === 200 && body !== undefined) return body as T;
-  if (typeof body?.error === "string") throw new CommandError(plain(body.error, 1000));
-  throw new CommandError(`what answers at ${url} is not the admin listener of Coatcheck (status ${status})`);
-}
-
-function unreachable(error: unknown, url: string): string {
-  if (error instanceof Error && error.name === "TimeoutError")
-    return `${url} gave no answer within ${ANSWER_TIMEOUT_MS / 1000} s`;
-  const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error;
-  const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
-  const refused = code === "ECONNREFUSED" ? "nothing listens there, so no Coatcheck is running at" : "cannot ask";
-  return `${refused} ${url}${code === "" || code === "ECONNREFUSED" ? "" : ` (${code})`}`;
-}
-
-function parseJson(text: string): Record<string, unknown> | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-function query(parameters: Readonly<Record<string, string | undefined>>): string {
-  const search = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) if (value !== undefined) search.set(name, value);
-  return search.size === 0 ? "" : `?${search}`;
 }
 
 function asJson(value: unknown): string {

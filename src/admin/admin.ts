@@ -10,17 +10,22 @@ import type { SessionAdministration, StoreReport } from "../core/administration.
 import { ProxyError } from "../core/errors.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { Observer } from "../observe/observer.ts";
-import { RING_NAMES, type RingName } from "../observe/recorder.ts";
 import {
+  ACTION_METHODS,
   type Action,
+  type ActionMethod,
   BadCall,
+  type Call,
   decode,
   type Endpoint,
   type Endpoints,
   json,
   type Reply,
+  readBody,
   readQuery,
 } from "./endpoint.ts";
+import { exchangesEndpoint } from "./exchanges.ts";
+import { probeEndpoints } from "./probes.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
 
 export interface AdminOptions {
@@ -34,8 +39,7 @@ export interface AdminOptions {
   readonly sessions: SessionAdministration;
 }
 
-const DEFAULT_LIMIT = 50;
-const MAX_LIMIT = 1000;
+const MAX_BODY_BYTES = 64 * 1024;
 
 /** The listener for operators. Every answer but the metrics is JSON. */
 export function createAdmin(options: AdminOptions): Server {
@@ -51,7 +55,7 @@ export function createAdmin(options: AdminOptions): Server {
 }
 
 function failure(error: unknown, observer: Observer, gone: AbortSignal): Reply {
-  if (error instanceof BadCall) return json(400, { error: error.message });
+  if (error instanceof BadCall) return json(error.status, { error: error.message });
   if (error instanceof ProxyError) return json(error.status, { error: error.message, code: error.code });
   if (!gone.aborted) observer.log.unexpected(error);
   return json(500, { error: "something went wrong; see the log" });
@@ -75,13 +79,34 @@ async function respond(req: IncomingMessage, { endpoints, tokenHash, signal }: C
   }
   if (endpoint === undefined) return json(404, { error: "not found; see / for what is here" });
   const action = actionFor(endpoint, req.method);
-  if (action === undefined)
-    return { ...json(405, { error: `only ${allowed(endpoint)} here` }), allow: allowed(endpoint) };
+  if (action === undefined) {
+    const allow = allowed(endpoint);
+    return { ...json(405, { error: `only ${allow} here` }), fields: { allow } };
+  }
   if (action !== endpoint.actions.GET && isCrossSite(req.headers)) {
     return json(403, { error: "a web page of another origin may not ask for this" });
   }
-  const parameters = action.parameters === undefined ? new URLSearchParams() : readQuery(query, action.parameters);
-  return action.reply({ parameters, name: decode(name), signal });
+  const call = {
+    query: action.query === undefined ? {} : readQuery(query, action.query),
+    body: action.body === undefined ? undefined : readBody(await bodyOf(req), action.body),
+    name: decode(name),
+    signal,
+  };
+  return action.reply(call as Call<never, never>);
+}
+
+/** @throws BadCall for what a web page could send without asking (a form), and for more than 64 KiB. */
+async function bodyOf(req: IncomingMessage): Promise<string> {
+  if (!/^application\/json\s*(;|$)/i.test(req.headers["content-type"] ?? ""))
+    throw new BadCall("send JSON: Content-Type: application/json", 415);
+  const pieces: Buffer[] = [];
+  let bytes = 0;
+  for await (const piece of req as AsyncIterable<Buffer>) {
+    bytes += piece.length;
+    if (bytes > MAX_BODY_BYTES) throw new BadCall(`the body is larger than ${MAX_BODY_BYTES} bytes`, 413);
+    pieces.push(piece);
+  }
+  return Buffer.concat(pieces).toString();
 }
 
 /** The endpoint of a path, and what stands in its place for a name. */
@@ -97,7 +122,7 @@ function find(endpoints: Endpoints, path: string): [endpoint: Endpoint | undefin
 
 function actionFor({ actions }: Endpoint, method = ""): Action | undefined {
   const name = method === "HEAD" ? "GET" : method;
-  return name === "GET" || name === "POST" || name === "DELETE" ? actions[name] : undefined;
+  return (ACTION_METHODS as readonly string[]).includes(name) ? actions[name as ActionMethod] : undefined;
 }
 
 function allowed({ actions }: Endpoint): string {
@@ -113,60 +138,16 @@ function isCrossSite({ origin, host, "sec-fetch-site": site }: IncomingHttpHeade
   return origin !== undefined && !(URL.canParse(origin) && new URL(origin).host === host);
 }
 
-function get(about: string, reply: Action["reply"]): Endpoint {
-  return { about, actions: { GET: { reply } } };
-}
-
-function adminEndpoints(options: AdminOptions): Endpoints {
-  const { observer, version, isDraining, checkStore, probeStore, sessions } = options;
+function adminEndpoints({ observer, version, isDraining, checkStore, probeStore, sessions }: AdminOptions): Endpoints {
   const endpoints = new Map<string, Endpoint>();
-  const index = () => Object.fromEntries([...endpoints].map(([path, { about }]) => [path, about]));
-  endpoints.set(
-    "/",
-    get("this index", () => json(200, { coatcheck: version, endpoints: index() })),
-  );
-  endpoints.set("/livez", { ...get("200 while the process runs", () => json(200, { status: "ok" })), open: true });
-  const readiness = async () => {
-    if (isDraining()) return json(503, { status: "draining" });
-    const store = await checkStore();
-    return store.ok ? json(200, { status: "ok" }) : json(503, { status: "the session store does not answer" });
-  };
-  endpoints.set("/readyz", {
-    ...get(
-      "200 while requests are welcome: the store answers and nothing is being shut down; 503 otherwise",
-      readiness,
-    ),
-    open: true,
-  });
-  endpoints.set(
-    "/metrics",
-    get("metrics, OpenMetrics text", async () => ({
-      status: 200,
-      type: observer.metrics.contentType,
-      body: await observer.metrics.render(),
-    })),
-  );
-  endpoints.set("/debug/exchanges", {
-    about: `the last exchanges, newest first: ?ring=${RING_NAMES.join("|")} (default recent) &limit=1…${MAX_LIMIT} (default ${DEFAULT_LIMIT})`,
-    actions: {
-      GET: { parameters: ["ring", "limit"], reply: ({ parameters }) => listExchanges(observer, parameters) },
-    },
-  });
-  for (const [path, endpoint] of sessionEndpoints(sessions)) endpoints.set(path, endpoint);
-  endpoints.set("/store/check", storeCheckEndpoint(probeStore));
+  for (const [path, endpoint] of [
+    ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
+    exchangesEndpoint(observer),
+    ...sessionEndpoints(sessions),
+    storeCheckEndpoint(probeStore),
+  ])
+    endpoints.set(path, endpoint);
   return endpoints;
-}
-
-function listExchanges(observer: Observer, parameters: URLSearchParams): Reply {
-  const ring = parameters.get("ring") ?? "recent";
-  const limit = Number(parameters.get("limit") ?? DEFAULT_LIMIT);
-  if (!isRing(ring)) throw new BadCall(`ring must be one of ${RING_NAMES.join(", ")}`);
-  if (!Number.isInteger(limit) || limit < 1 || limit > MAX_LIMIT) throw new BadCall(`limit must be 1 to ${MAX_LIMIT}`);
-  return json(200, { exchanges: observer.recorder.list(ring, limit) });
-}
-
-function isRing(name: string): name is RingName {
-  return (RING_NAMES as readonly string[]).includes(name);
 }
 
 function isAuthorized(authorization: string | undefined, tokenHash: Buffer): boolean {
@@ -178,15 +159,16 @@ function isLoopbackHost(host: string | undefined): boolean {
   return host !== undefined && /^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/i.test(host);
 }
 
-function write(req: IncomingMessage, res: ServerResponse, { status, type, body, allow }: Reply): void {
-  const fields = {
+function write(req: IncomingMessage, res: ServerResponse, { status, type, body, fields = {} }: Reply): void {
+  res.writeHead(status, {
     "content-type": type,
     "content-length": Buffer.byteLength(body),
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
     ...(status === 401 && { "www-authenticate": 'Bearer realm="coatcheck admin"' }),
-    ...(allow !== undefined && { allow }),
-  };
-  res.writeHead(status, fields);
+    ...fields,
+    // What is left of a body that was refused is no request.
+    ...(!req.complete && { connection: "close" }),
+  });
   res.end(req.method === "HEAD" ? undefined : body);
 }

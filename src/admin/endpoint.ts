@@ -1,17 +1,25 @@
+import { z } from "zod";
 import type { MaybePromise } from "../core/store.ts";
 
-/** What every endpoint of the admin listener is made of. */
+/**
+ * What every endpoint of the admin listener is made of. The schemas check what comes in, and are what `/openapi.json`
+ * says: one description, so that they cannot differ.
+ */
 
 export interface Reply {
   readonly status: number;
   readonly type: string;
-  readonly body: string;
-  /** With 405: the methods that would do. */
-  readonly allow?: string;
+  readonly body: string | Uint8Array;
+  /** Further fields. */
+  readonly fields?: Readonly<Record<string, string>>;
 }
 
-export interface Call {
-  readonly parameters: URLSearchParams;
+/** What the query may hold, each once. Values come as text. */
+export type QuerySchema = z.ZodObject;
+
+export interface Call<Query = Record<never, never>, Body = undefined> {
+  readonly query: Query;
+  readonly body: Body;
   /** What stands in place of the last segment of the path, where the endpoint has one; decoded. */
   readonly name: string;
   /** Aborted when the client has gone. */
@@ -19,17 +27,43 @@ export interface Call {
 }
 
 export interface Action {
-  /** What the query may hold, each once; absent: it may hold anything, and is ignored. */
-  readonly parameters?: readonly string[];
-  readonly reply: (call: Call) => MaybePromise<Reply>;
+  /** One line: what it does. */
+  readonly about: string;
+  /** Absent: the query may hold anything, and is ignored. */
+  readonly query?: QuerySchema;
+  /** Absent: no body is read. */
+  readonly body?: z.ZodType;
+  /** What it answers with 200: the schema of the JSON, or a media type. */
+  readonly answer: z.ZodType | string;
+  /** Other statuses that it may answer, and when. Those that every endpoint may answer are not repeated. */
+  readonly statuses?: Readonly<Record<number, string>>;
+  readonly reply: (call: Call<never, never>) => MaybePromise<Reply>;
 }
 
+interface ActionInit<Query extends QuerySchema, Body extends z.ZodType> extends Omit<Action, "reply"> {
+  readonly query?: Query;
+  readonly body?: Body;
+  readonly reply: (call: Call<z.output<Query>, z.output<Body>>) => MaybePromise<Reply>;
+}
+
+/** An action whose `reply` gets what its schemas describe. */
+export function action<
+  Query extends QuerySchema = z.ZodObject<Record<never, never>>,
+  Body extends z.ZodType = z.ZodUndefined,
+>(init: ActionInit<Query, Body>): Action {
+  return init as unknown as Action;
+}
+
+export const ACTION_METHODS = ["GET", "POST", "DELETE"] as const;
+export type ActionMethod = (typeof ACTION_METHODS)[number];
+
 export interface Endpoint {
+  /** One line for the index. */
   readonly about: string;
   /** Probes have no token. */
   readonly open?: boolean;
-  /** By method; HEAD is answered as GET. */
-  readonly actions: Readonly<Partial<Record<"GET" | "POST" | "DELETE", Action>>>;
+  /** HEAD is answered as GET. */
+  readonly actions: Readonly<Partial<Record<ActionMethod, Action>>>;
 }
 
 /** By path; one that ends with `/{…}` stands for any last segment. */
@@ -40,17 +74,25 @@ export function json(status: number, value: unknown): Reply {
 }
 
 /** A request that cannot be obeyed as it stands; the message says what to write instead. */
-export class BadCall extends Error {}
+export class BadCall extends Error {
+  readonly status: number;
+
+  constructor(message: string, status = 400) {
+    super(message);
+    this.status = status;
+  }
+}
 
 /**
  * Reads a query.
  * @throws BadCall for a parameter that is unknown or comes twice, and for octets that are no percent-encoded UTF-8, which
  *   `URLSearchParams` would replace: a wrong name must not be taken for another user's.
  */
-export function readQuery(query: string, known: readonly string[]): URLSearchParams {
+export function readQuery<Query extends QuerySchema>(query: string, schema: Query): z.output<Query> {
   decode(query.replaceAll("+", " "));
   const parameters = new URLSearchParams(query);
   const names = [...parameters.keys()];
+  const known = Object.keys(schema.shape);
   for (const name of names) {
     if (!known.includes(name)) {
       const hint = known.length === 0 ? "there is none here" : `known: ${known.join(", ")}`;
@@ -59,7 +101,25 @@ export function readQuery(query: string, known: readonly string[]): URLSearchPar
     if (names.indexOf(name) !== names.lastIndexOf(name))
       throw new BadCall(`the parameter ${name} comes more than once`);
   }
-  return parameters;
+  return checked(schema, Object.fromEntries(parameters));
+}
+
+/** @throws BadCall when the text is no JSON, or not what the schema describes. */
+export function readBody<Body extends z.ZodType>(text: string, schema: Body): z.output<Body> {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    throw new BadCall("the body is not JSON");
+  }
+  return checked(schema, value);
+}
+
+function checked<Schema extends z.ZodType>(schema: Schema, value: unknown): z.output<Schema> {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const problems = parsed.error.issues.map(({ path, message }) => `${path.map(String).join(".")} ${message}`.trim());
+  throw new BadCall(problems.slice(0, 10).join("; ").slice(0, 1000));
 }
 
 /** @throws BadCall when it is not percent-encoded UTF-8. */
@@ -69,4 +129,14 @@ export function decode(text: string): string {
   } catch {
     throw new BadCall("the address is not percent-encoded UTF-8");
   }
+}
+
+/** A whole number in a query. */
+export function wholeText(min: number, max: number) {
+  const error = `must be ${min} to ${max}`;
+  return z
+    .string()
+    .regex(/^\d{1,9}$/, { error })
+    .transform(Number)
+    .pipe(z.int().min(min, { error }).max(max, { error }));
 }

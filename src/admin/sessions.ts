@@ -1,3 +1,4 @@
+import { z } from "zod";
 import {
   REFERENCE_PATTERN,
   type Refusal,
@@ -5,10 +6,45 @@ import {
   type StoreReport,
 } from "../core/administration.ts";
 import { MAX_USER_ID_LENGTH } from "../core/session.ts";
-import { BadCall, type Call, type Endpoint, json, type Reply } from "./endpoint.ts";
+import { action, BadCall, type Endpoint, json, type Reply } from "./endpoint.ts";
+
+const time = z.iso.datetime();
+const handle = z.string().describe("The first 12 characters of the session's key; it opens nothing.");
+
+const SUMMARY = z.strictObject({
+  handle,
+  createdAt: time,
+  usedAt: time,
+  expiresAt: time,
+  retiresAt: time.nullable().describe("Set while the session has been replaced by a login and ends soon."),
+  client: z.strictObject({ address: z.string(), userAgent: z.string() }).nullable(),
+});
+const LIST = z.strictObject({ count: z.int(), truncated: z.boolean(), sessions: z.array(SUMMARY) });
+const DETAILS = SUMMARY.extend({
+  user: z.strictObject({ id: z.string(), claims: z.array(z.string()) }).nullable(),
+  attributes: z.array(z.strictObject({ name: z.string(), bytes: z.int() })),
+  siblings: z.array(handle),
+  version: z.int(),
+});
+const REVOCATION = z.strictObject({ count: z.int(), ended: z.array(handle), complete: z.boolean() });
+
+const USER_LENGTH = { error: `must have 1 to ${MAX_USER_ID_LENGTH} characters` };
+const user = z
+  .string({ error: "say whose sessions: ?user=ID" })
+  .min(1, USER_LENGTH)
+  .max(MAX_USER_ID_LENGTH, USER_LENGTH);
+const HANDLE_WANTED = "is named by its handle, 12 characters of A-Z a-z 0-9 - _, or by more of its key";
+const except = z.string().regex(REFERENCE_PATTERN, { error: HANDLE_WANTED }).describe("Handle of one that stays.");
+
+const OF_USER = z.strictObject({ user: user.describe("Id of the user.") });
+const ALL_BUT_ONE = OF_USER.extend({ except: except.optional() });
+const PERHAPS_OF_USER = z.strictObject({
+  user: user.optional().describe("Id of the user: finds the session at once."),
+});
 
 /** The sessions of a user: listed, looked at and ended. */
 export function sessionEndpoints(sessions: SessionAdministration): [path: string, endpoint: Endpoint][] {
+  const statuses = { 404: "no such live session", 409: "several are meant, or the one to keep is about to end" };
   return [
     [
       "/sessions",
@@ -16,11 +52,19 @@ export function sessionEndpoints(sessions: SessionAdministration): [path: string
         about:
           "GET ?user=ID: the live sessions of a user; DELETE ?user=ID: ends them all, with &except=HANDLE all but one",
         actions: {
-          GET: { parameters: ["user"], reply: async (call) => json(200, await sessions.list(requiredUser(call))) },
-          DELETE: {
-            parameters: ["user", "except"],
-            reply: async (call) => answer(await sessions.endAll(requiredUser(call), kept(call))),
-          },
+          GET: action({
+            about: "the live sessions of a user, newest first",
+            query: OF_USER,
+            answer: LIST,
+            reply: async ({ query }) => json(200, await sessions.list(query.user)),
+          }),
+          DELETE: action({
+            about: "ends all sessions of a user, or all but one",
+            query: ALL_BUT_ONE,
+            answer: REVOCATION,
+            statuses,
+            reply: async ({ query }) => answer(await sessions.endAll(query.user, query.except)),
+          }),
         },
       },
     ],
@@ -29,27 +73,60 @@ export function sessionEndpoints(sessions: SessionAdministration): [path: string
       {
         about: "GET: one session, redacted; DELETE: ends it; ?user=ID finds it at once",
         actions: {
-          GET: { parameters: ["user"], reply: async (call) => answer(await sessions.show(reference(call))) },
-          DELETE: { parameters: ["user"], reply: async (call) => answer(await sessions.end(reference(call))) },
+          GET: action({
+            about: "one session: names and sizes, no values",
+            query: PERHAPS_OF_USER,
+            answer: DETAILS,
+            statuses,
+            reply: async (call) => answer(await sessions.show(reference(call))),
+          }),
+          DELETE: action({
+            about: "ends one session",
+            query: PERHAPS_OF_USER,
+            answer: REVOCATION,
+            statuses,
+            reply: async (call) => answer(await sessions.end(reference(call))),
+          }),
         },
       },
     ],
   ];
 }
 
-export function storeCheckEndpoint(probeStore: () => Promise<StoreReport>): Endpoint {
-  return {
-    about: "POST: tries the store with a session of its own and tells what is wrong; 503 when something is",
-    actions: {
-      POST: {
-        parameters: [],
-        reply: async () => {
-          const report = await probeStore();
-          return json(report.ok ? 200 : 503, report);
-        },
+const STEP = z.strictObject({
+  step: z.string(),
+  result: z.enum(["ok", "failed", "skipped"]),
+  ms: z.number(),
+  problem: z.string().optional(),
+  advice: z.string().optional(),
+});
+const REPORT = z.strictObject({
+  ok: z.boolean(),
+  store: z.string(),
+  steps: z.array(STEP),
+  facts: z.array(z.strictObject({ name: z.string(), value: z.string() })),
+  warnings: z.array(z.string()),
+});
+
+export function storeCheckEndpoint(probeStore: () => Promise<StoreReport>): [path: string, endpoint: Endpoint] {
+  return [
+    "/store/check",
+    {
+      about: "POST: tries the store with a session of its own and tells what is wrong; 503 when something is",
+      actions: {
+        POST: action({
+          about: "tries the store with a session of its own and tells what is wrong",
+          query: z.strictObject({}),
+          answer: REPORT,
+          statuses: { 503: "a step failed; the report says which" },
+          reply: async () => {
+            const report = await probeStore();
+            return json(report.ok ? 200 : 503, report);
+          },
+        }),
       },
     },
-  };
+  ];
 }
 
 function answer(result: object | Refusal): Reply {
@@ -57,31 +134,13 @@ function answer(result: object | Refusal): Reply {
   return json(result.refused === "not-found" ? 404 : 409, { error: result.reason });
 }
 
-function reference({ name, parameters, signal }: Call) {
-  return { prefix: checkedReference(name, "a session"), userId: user(parameters), signal };
+interface Reference {
+  readonly name: string;
+  readonly query: { readonly user?: string | undefined };
+  readonly signal: AbortSignal;
 }
 
-function kept({ parameters }: Call): string | undefined {
-  const except = parameters.get("except");
-  return except === null ? undefined : checkedReference(except, "except");
-}
-
-function checkedReference(text: string, what: string): string {
-  if (!REFERENCE_PATTERN.test(text))
-    throw new BadCall(`${what} is named by its handle, 12 characters of A-Z a-z 0-9 - _, or by more of its key`);
-  return text;
-}
-
-function requiredUser({ parameters }: Call): string {
-  const id = user(parameters);
-  if (id === undefined) throw new BadCall("say whose sessions: ?user=ID");
-  return id;
-}
-
-function user(parameters: URLSearchParams): string | undefined {
-  const id = parameters.get("user");
-  if (id === null) return undefined;
-  if (id === "" || id.length > MAX_USER_ID_LENGTH)
-    throw new BadCall(`user must have 1 to ${MAX_USER_ID_LENGTH} characters`);
-  return id;
+function reference({ name, query, signal }: Reference) {
+  if (!REFERENCE_PATTERN.test(name)) throw new BadCall(`a session ${HANDLE_WANTED}`);
+  return { prefix: name, userId: query.user, signal };
 }

@@ -1,0 +1,62 @@
+import { z } from "zod";
+import type { MaybePromise, StoreCheck } from "../core/store.ts";
+import type { Observer } from "../observe/observer.ts";
+import { type Action, type Endpoint, type Endpoints, json } from "./endpoint.ts";
+
+export interface ProbeOptions {
+  readonly version: string;
+  readonly observer: Observer;
+  readonly isDraining: () => boolean;
+  readonly checkStore: () => MaybePromise<StoreCheck>;
+  /** All of them, for the index. */
+  readonly endpoints: Endpoints;
+}
+
+const STATUS = z.strictObject({ status: z.string() });
+const INDEX = z.strictObject({ coatcheck: z.string(), endpoints: z.record(z.string(), z.string()) });
+
+/** What load balancers, Prometheus and the curious ask: the index, the probes and the metrics. */
+export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: Endpoint][] {
+  const { version, observer, isDraining, checkStore, endpoints } = options;
+  const index = () => Object.fromEntries([...endpoints].map(([path, { about }]) => [path, about]));
+  const readiness = async () => {
+    if (isDraining()) return json(503, { status: "draining" });
+    const store = await checkStore();
+    return store.ok ? json(200, { status: "ok" }) : json(503, { status: "the session store does not answer" });
+  };
+  const metrics = async () => ({
+    status: 200,
+    type: observer.metrics.contentType,
+    body: await observer.metrics.render(),
+  });
+  return [
+    [
+      "/",
+      get({ about: "this index", answer: INDEX, reply: () => json(200, { coatcheck: version, endpoints: index() }) }),
+    ],
+    [
+      "/livez",
+      {
+        ...get({ about: "200 while the process runs", answer: STATUS, reply: () => json(200, { status: "ok" }) }),
+        open: true,
+      },
+    ],
+    [
+      "/readyz",
+      {
+        ...get({
+          about: "200 while requests are welcome: the store answers and nothing is being shut down; 503 otherwise",
+          answer: STATUS,
+          statuses: { 503: "the store does not answer, or the gateway is shutting down" },
+          reply: readiness,
+        }),
+        open: true,
+      },
+    ],
+    ["/metrics", get({ about: "metrics, OpenMetrics text", answer: "application/openmetrics-text", reply: metrics })],
+  ];
+}
+
+function get(init: Action): Endpoint {
+  return { about: init.about, actions: { GET: init } };
+}
