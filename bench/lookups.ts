@@ -134,6 +134,7 @@ async function main(): Promise<void> {
       maxAgeMs: HOUR_MS,
       staleOnOutageMs: 0,
       observer: {
+        ended() {},
         evicted() {},
         invalidated() {},
         feed: (state) => state === "tracking" && told.resolve(),

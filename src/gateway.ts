@@ -10,11 +10,14 @@ import type { SessionStore } from "./core/store.ts";
 import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
+import type { Metrics } from "./observe/metrics.ts";
 import { Observer } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { createSessionAdministration } from "./session/administration.ts";
+import { Census } from "./session/census.ts";
 import { SessionCookie } from "./session/cookie.ts";
-import { NearCache } from "./session/near-cache.ts";
+import { Logouts } from "./session/logouts.ts";
+import { NearCache, type NearCacheObserver } from "./session/near-cache.ts";
 import { StoreLookup } from "./session/resolver.ts";
 import { Toucher } from "./session/touch.ts";
 import { SessionCodec } from "./store/codec.ts";
@@ -42,6 +45,7 @@ export class Gateway {
   readonly #config: Config;
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
+  readonly #census: Census;
   readonly #upstreams: readonly Upstream[];
   readonly #server: Server;
   readonly #admin: Server;
@@ -55,8 +59,19 @@ export class Gateway {
     this.#config = config;
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
-    const store = observer.instrument(plainStore, (key) => cache?.changed(key));
-    const cache = watchedCache(config, store, now, observer);
+    const store = observer.instrument(plainStore, (key, operation) => {
+      cache?.changed(key);
+      if (operation === "destroy") logouts.ended(key);
+    });
+    const logouts = new Logouts({ now, onLoggedOut: (reason) => observer.metrics.loggedOut(reason) });
+    const cache = watchedCache(
+      config,
+      store,
+      now,
+      observer.cacheObserver((key) => logouts.ended(key)),
+      observer.metrics,
+    );
+    this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
     this.#store = store;
     this.#upstreams = config.upstreams.map((upstream) => new Upstream(upstream));
     this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
@@ -80,6 +95,7 @@ export class Gateway {
         onEvent: (event, exchange, handle) => observer.sessionEvent(event, exchange, handle),
       },
       toucher: this.#toucher,
+      logouts,
       identity,
       observer,
       isDraining: () => this.#draining,
@@ -146,6 +162,7 @@ export class Gateway {
       server.on("error", (error) => this.observer.log.unexpected(error));
     }
     await this.#store.check();
+    this.#census.begin();
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
       url: this.url,
@@ -187,6 +204,7 @@ export class Gateway {
     await this.#serverConnections.drain(0);
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
     await this.#toucher.flush();
+    await this.#census.end();
     await this.#store.close();
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
@@ -208,11 +226,12 @@ function watchedCache(
   { cache }: Config,
   store: SessionStore,
   now: () => number,
-  observer: Observer,
+  observer: NearCacheObserver,
+  metrics: Metrics,
 ): NearCache | undefined {
   if (store.watch === undefined || cache.maxBytes === 0) return undefined;
-  const nearCache = new NearCache({ ...cache, store, now, observer: observer.cacheObserver() });
-  observer.metrics.watchCache(nearCache);
+  const nearCache = new NearCache({ ...cache, store, now, observer });
+  metrics.watchCache(nearCache);
   store.watch(nearCache);
   return nearCache;
 }

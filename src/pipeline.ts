@@ -15,6 +15,7 @@ import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
 import { expiryAfterUse } from "./session/expiry.ts";
 import { type Lifecycle, obey } from "./session/lifecycle.ts";
+import type { Logouts } from "./session/logouts.ts";
 import { decide } from "./session/policy.ts";
 import { NOT_ASKED, type Resolution, resolveSession, type SessionLookup } from "./session/resolver.ts";
 import type { Toucher } from "./session/touch.ts";
@@ -35,6 +36,7 @@ export interface Gate {
   readonly binding: { readonly to: Binding; readonly onMismatch: "log" | "deny" };
   readonly lifecycle: Lifecycle;
   readonly toucher: Toucher;
+  readonly logouts: Logouts;
   readonly identity: IdentityHeaders;
   readonly observer: Observer;
   readonly isDraining: () => boolean;
@@ -64,7 +66,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const resolving = resolve(gate, route, cookie, exchange);
     const resolved = resolving instanceof Promise ? await resolving : resolving;
     const resolution = gate.binding.to === "none" ? resolved : hold(gate, resolved, head, exchange);
-    note(gate, exchange, resolution);
+    note(gate, exchange, cookie, resolution);
     // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
     if (exchange.endedMs !== undefined || exchange.error !== undefined) return;
 
@@ -159,12 +161,13 @@ function clientOf(head: RequestHead, exchange: Exchange): SessionClient {
   };
 }
 
-function note(gate: Gate, exchange: Exchange, resolution: Resolution): void {
+function note(gate: Gate, exchange: Exchange, cookie: PresentedCookie, resolution: Resolution): void {
   exchange.session = resolution.outcome;
   exchange.sessionSource = resolution.source;
   if (resolution.outcome === "not-asked") return;
   exchange.resolvedMs = exchange.elapsedMs();
   if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
+  if (resolution.outcome !== "hit") exchange.logout = gate.logouts.notice(cookie, resolution);
   if (resolution.outcome === "expired") gate.observer.sessionEvent("expired", exchange);
 }
 

@@ -212,6 +212,7 @@ function byHand(options: Partial<NearCacheOptions> = {}) {
     maxAgeMs: 10_000,
     staleOnOutageMs: 0,
     observer: {
+      ended() {},
       evicted: () => counted.evicted++,
       invalidated: () => counted.invalidated++,
       feed() {},

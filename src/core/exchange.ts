@@ -22,6 +22,23 @@ export type SessionOutcome =
   | "ambiguous"
   | "unavailable";
 
+/** Why a visitor who brought a session cookie of ours was not recognised. All but the first two are surprises. */
+export const LOGOUT_REASONS = [
+  /** Their session was idle for too long, or has reached its greatest age. */
+  "expired",
+  /** A logout, an operator or `maxPerUser` ended it. */
+  "ended",
+  /** The cookie is ours and the store does not know it, nor did anybody end it: evicted, flushed, lost in a failover. */
+  "lost",
+  /** No configured secret verifies the cookie: a secret was removed too early, or somebody made it up. */
+  "signature",
+  "malformed",
+  "newer",
+  "mismatch",
+  "ambiguous",
+] as const;
+export type LogoutReason = (typeof LOGOUT_REASONS)[number];
+
 /** Where the answer came from. `coalesced`: another request had asked already. `stale`: from before an outage. */
 export type SessionSource = "cache" | "coalesced" | "store" | "stale";
 
@@ -94,6 +111,7 @@ export class Exchange {
   cookieSecret: number | undefined = undefined;
   session: SessionOutcome = "not-asked";
   sessionSource: SessionSource | undefined = undefined;
+  logout: LogoutReason | undefined = undefined;
   handle: Handle | undefined = undefined;
   decision: PolicyDecision = "undecided";
   /** How many headers were stripped, by class. */

@@ -163,6 +163,8 @@ export interface SessionStore {
   check(): MaybePromise<StoreCheck>;
   /** Looks at the server or file itself: version, settings, size. For `coatcheck check --store`, not for every minute. */
   inspect?(): MaybePromise<StoreInspection>;
+  /** About how many live sessions there are; asked once a minute, so it must be cheap. */
+  count?(): MaybePromise<number>;
   /**
    * Goes through everything in small steps, and finds what should not be there. Never ends or shortens a live session.
    * It does not throw: a store that stops answering is the `failure` of the report.

@@ -19,10 +19,11 @@ export class InstrumentedStore implements SessionStore {
   /** Absent where the store has none: that is how it says so. */
   readonly watch?: NonNullable<SessionStore["watch"]>;
   readonly inspect?: () => MaybePromise<StoreInspection>;
+  readonly count?: () => MaybePromise<number>;
   readonly #store: SessionStore;
   readonly #metrics: Metrics;
   readonly #onAnswer: (up: boolean) => void;
-  readonly #onWritten: (key: SessionKey) => void;
+  readonly #onWritten: (key: SessionKey, operation: string) => void;
 
   /**
    * @param onAnswer told after each operation whether the store answered.
@@ -32,16 +33,17 @@ export class InstrumentedStore implements SessionStore {
     store: SessionStore,
     metrics: Metrics,
     onAnswer: (up: boolean) => void,
-    onWritten: (key: SessionKey) => void,
+    onWritten: (key: SessionKey, operation: string) => void,
   ) {
     this.kind = store.kind;
     this.#onWritten = onWritten;
     this.#store = store;
     this.#metrics = metrics;
     this.#onAnswer = onAnswer;
-    const { watch, inspect } = store;
+    const { watch, inspect, count } = store;
     if (watch !== undefined) this.watch = watch.bind(store);
     if (inspect !== undefined) this.inspect = () => this.#measure("inspect", ok, inspect.bind(store));
+    if (count !== undefined) this.count = () => this.#measure("count", ok, count.bind(store));
   }
 
   /** Every request comes through here, so it is written out, without the closures of `#measure`. */
@@ -138,12 +140,12 @@ export class InstrumentedStore implements SessionStore {
   ): MaybePromise<T> {
     const startedMs = performance.now();
     const answered = (answer: T): T => {
-      if (written !== undefined) this.#onWritten(written);
+      if (written !== undefined) this.#onWritten(written, operation);
       this.#count(operation, status(answer), startedMs, isUp(answer));
       return answer;
     };
     const failed = (error: unknown): never => {
-      if (written !== undefined) this.#onWritten(written);
+      if (written !== undefined) this.#onWritten(written, operation);
       this.#count(operation, "error", startedMs, false);
       throw error;
     };

@@ -1,9 +1,13 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
-import type { Exchange } from "../core/exchange.ts";
+import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchange.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
 import { FEED_STATES, type FeedState, type StoreFailure } from "../core/store.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
+
+const FIRST = { secret: "first" };
+const OLDER = { secret: "older" };
+const NONE = { secret: "none" };
 
 export interface CacheSize {
   readonly entries: number;
@@ -21,6 +25,11 @@ export class Metrics {
   readonly #clientDuration = this.#histogram("http_client_request_duration_seconds");
   readonly #overheadSeries = this.#histogram("coatcheck_proxy_overhead_seconds").add("", {});
   readonly #resolutions = this.#counter("coatcheck_session_resolutions_total");
+  readonly #logouts = this.#counter("coatcheck_session_logouts_total");
+  readonly #verifications = this.#counter("coatcheck_cookie_verifications_total");
+  readonly #storeSessions = this.#gauge("coatcheck_session_store_sessions");
+  readonly #upstreamUp = this.#gauge("coatcheck_upstream_up");
+  readonly #upstreams = new Map<string, boolean>();
   readonly #operations = this.#counter("coatcheck_session_operations_total");
   readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
   readonly #events = this.#counter("coatcheck_session_events_total");
@@ -43,6 +52,8 @@ export class Metrics {
 
   constructor(build: { readonly version: string; readonly nodeVersion: string }) {
     this.#gauge("coatcheck_build_info").set({ version: build.version, node_version: build.nodeVersion }, 1);
+    // A rise from nothing to one is no rise for Prometheus: the reasons are there from the beginning.
+    for (const reason of LOGOUT_REASONS) this.#logouts.inc({ reason }, 0);
     const active = this.#active;
     this.#gauge("http_server_active_requests", function collect(this: Gauge) {
       for (const scheme of ["http", "https"] as const) {
@@ -85,11 +96,14 @@ export class Metrics {
     if (exchange.forwardedMs !== undefined) {
       upstreamMs = (exchange.upstreamEndMs ?? durationMs) - exchange.forwardedMs;
       this.#clientSeries(exchange).observe(upstreamMs / 1000, traceId);
+      this.#noteUpstream(exchange);
     }
     this.#overheadSeries.observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
     if (exchange.session !== "not-asked") {
       this.#resolutions.inc({ outcome: exchange.session, source: exchange.sessionSource ?? "none" });
     }
+    if (exchange.cookie === "valid") this.#verifications.inc(exchange.cookieSecret === 0 ? FIRST : OLDER);
+    else if (exchange.cookie === "bad-signature") this.#verifications.inc(NONE);
     if (exchange.stripped !== undefined) {
       for (const [stripClass, count] of Object.entries(exchange.stripped))
         this.#stripped.inc({ class: stripClass }, count);
@@ -98,6 +112,14 @@ export class Metrics {
       for (const { command, result } of exchange.writeBack) this.#writeBack.inc({ command, result });
       this.#writeBackKeysDropped.inc(exchange.writeBackDropped);
     }
+  }
+
+  /** A client that went away says nothing of the upstream. */
+  #noteUpstream({ upstream = "", upstreamStatus, error }: Exchange): void {
+    const up = upstreamStatus !== undefined;
+    if (this.#upstreams.get(upstream) === up || (!up && error === undefined)) return;
+    this.#upstreams.set(upstream, up);
+    this.#upstreamUp.set(serverLabels(upstream), up ? 1 : 0);
   }
 
   #serverSeries({ scheme, methodLabel, status, route, error }: Exchange): Series {
@@ -118,11 +140,9 @@ export class Metrics {
     const key = `${upstream} ${methodLabel} ${upstreamStatus} ${error}`;
     const known = this.#clientDuration.find(key);
     if (known !== undefined) return known;
-    const colon = upstream.lastIndexOf(":");
     return this.#clientDuration.add(key, {
       http_request_method: methodLabel,
-      server_address: upstream.slice(0, colon),
-      server_port: upstream.slice(colon + 1),
+      ...serverLabels(upstream),
       ...(upstreamStatus !== undefined && { http_response_status_code: upstreamStatus }),
       ...errorType(error),
     });
@@ -176,6 +196,14 @@ export class Metrics {
     this.#storeUp.set({ store }, up ? 1 : 0);
   }
 
+  storeSessions(store: string, sessions: number): void {
+    this.#storeSessions.set({ store }, sessions);
+  }
+
+  loggedOut(reason: LogoutReason): void {
+    this.#logouts.inc({ reason });
+  }
+
   sessionEvent(event: string): void {
     this.#events.inc({ event });
   }
@@ -210,6 +238,12 @@ function openMetricsRegistry(): Registry {
   const registry = new Registry();
   registry.setContentType(Registry.OPENMETRICS_CONTENT_TYPE as never);
   return registry;
+}
+
+/** @param upstream `host:port`. */
+function serverLabels(upstream: string): { server_address: string; server_port: string } {
+  const colon = upstream.lastIndexOf(":");
+  return { server_address: upstream.slice(0, colon), server_port: upstream.slice(colon + 1) };
 }
 
 function errorType(error: string | undefined): { error_type?: string } {

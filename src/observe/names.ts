@@ -55,6 +55,20 @@ export const METRICS = {
     advice:
       "`unknown` rising: the store lost sessions (eviction, flush, failover) or somebody guesses. `expired`: people come back too late; see `idleTimeout`. `malformed`: bad signatures, a lost secret, or corrupt values. `ambiguous`: two live cookies of one name, one of them perhaps planted by a neighbouring host. `unavailable`: the store is down; nobody has been logged out. `newer`: written by a later version, as during a rollout. `mismatch`: used by another client than it was begun by (`session.bind`). `source`: `cache`, `coalesced` (another request had asked already), `store`, `stale` (from before an outage), `none` (nobody had to be asked, or nobody answered).",
   },
+  coatcheck_session_logouts_total: {
+    type: "counter",
+    help: "Visitors who brought a session cookie of ours and were not recognised, by reason; each cookie once in ten minutes.",
+    labels: ["reason"],
+    advice:
+      "Why people are being logged out. `expired` and `ended` (a logout, an operator, `maxPerUser`) are how it should be. The others are surprises: `lost`: the store does not know the session and nobody ended it, so it was evicted or flushed, lost in a failover, or ended before this instance started. `signature`: no configured secret verifies the cookie; after a rotation, put the old secret back behind the new one. `malformed`: what is stored cannot be read, perhaps for want of an encryption key. `newer`: a rollout that goes back. `mismatch`: `session.bind`. `ambiguous`: two live cookies of one name. The recorder has the requests: `/debug/exchanges`.",
+  },
+  coatcheck_cookie_verifications_total: {
+    type: "counter",
+    help: "Session cookies by the secret that verified them: the first, which signs, an older one, or none.",
+    labels: ["secret"],
+    advice:
+      "After a rotation `older` falls as cookies are renewed; once it stays at 0 for `absoluteTimeout`, the old secret can go. `none` rising: a secret was removed too early, or somebody makes up cookies.",
+  },
   coatcheck_session_operations_total: {
     type: "counter",
     help: "Operations on the session store by answer.",
@@ -85,6 +99,13 @@ export const METRICS = {
     help: "Whether the session store answered last time (1) or not (0).",
     labels: ["store"],
     advice: "0: requests that need a session get 503, cookies are left alone, and everything goes on when it is back.",
+  },
+  coatcheck_session_store_sessions: {
+    type: "gauge",
+    help: "About how many live sessions the store holds; asked once a minute.",
+    labels: ["store"],
+    advice:
+      "All gateways on one store say the same, so take the maximum and not the sum. In Redis it is an estimate beyond a thousand keys. A sudden fall without log-outs: sessions were lost.",
   },
   coatcheck_session_store_failures_total: {
     type: "counter",
@@ -151,6 +172,13 @@ export const METRICS = {
     labels: [],
     buckets: FINE_BUCKETS,
     advice: "Should stay below 50 ms. Clocks that differ between machines show here.",
+  },
+  coatcheck_upstream_up: {
+    type: "gauge",
+    help: "Whether the last request to the upstream was answered (1) or not (0): refused, cut, or too slow.",
+    labels: ["server_address", "server_port"],
+    advice:
+      "0: visitors get 502 or 504. `error_type` of `http_client_request_duration_seconds` says how it fails. Absent until the first request.",
   },
   coatcheck_headers_stripped_total: {
     type: "counter",

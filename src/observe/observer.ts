@@ -65,7 +65,7 @@ export class Observer {
   }
 
   /** The store, counted and timed. @param onWritten see `InstrumentedStore`. */
-  instrument(store: SessionStore, onWritten: (key: SessionKey) => void): SessionStore {
+  instrument(store: SessionStore, onWritten: (key: SessionKey, operation: string) => void): SessionStore {
     let up: boolean | undefined;
     const onAnswer = (answered: boolean): void => {
       if (answered === up) return;
@@ -97,9 +97,10 @@ export class Observer {
   }
 
   /** What the near cache tells, in the shape that it asks for. */
-  cacheObserver() {
+  cacheObserver(ended: (key: SessionKey) => void) {
     let before: FeedState | undefined;
     return {
+      ended,
       evicted: () => this.metrics.cacheEvicted(),
       invalidated: () => this.metrics.cacheInvalidated(),
       feed: (state: FeedState) => {

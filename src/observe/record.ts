@@ -21,6 +21,7 @@ export function renderRecord(exchange: Exchange) {
       cookieSecret: exchange.cookieSecret,
       outcome: exchange.session,
       source: exchange.sessionSource,
+      logout: exchange.logout,
       handle: exchange.handle,
       decision: exchange.decision,
     },

@@ -24,6 +24,8 @@ export interface PresentedCookie {
   readonly verdict: CookieVerdict;
   /** Store keys of the verified tokens. More than one when the browser holds several cookies of the name. */
   readonly keys: readonly SessionKey[];
+  /** The key that a cookie of the right shape would open if a secret verified it: to count it, never to look it up. */
+  readonly unverified?: SessionKey;
   /** Which secret verified the first of them. */
   readonly secret: number | undefined;
   /** The `Cookie` field for upstream: without the session cookie; `undefined` when nothing is left. */
@@ -94,6 +96,7 @@ export class SessionCookie {
   #verifyAll(candidates: readonly string[], others: string | undefined): PresentedCookie {
     let verdict: CookieVerdict = "absent";
     let firstSecret: number | undefined;
+    let unverified: SessionKey | undefined;
     const keys: SessionKey[] = [];
     for (const value of candidates.slice(0, MAX_CANDIDATES)) {
       if (value.length !== VALUE_LENGTH || value[TOKEN_LENGTH] !== ".") {
@@ -104,6 +107,7 @@ export class SessionCookie {
       const key = keyOf(token);
       const secret = this.#verifyingSecret(token, key, value.slice(TOKEN_LENGTH + 1));
       if (secret === undefined) {
+        unverified ??= key;
         if (verdict !== "valid") verdict = "bad-signature";
         continue;
       }
@@ -111,7 +115,7 @@ export class SessionCookie {
       firstSecret ??= secret;
       if (!keys.includes(key)) keys.push(key);
     }
-    return { verdict, keys, secret: firstSecret, others };
+    return { verdict, keys, secret: firstSecret, others, ...(unverified !== undefined && { unverified }) };
   }
 
   #verifyingSecret(token: string, key: SessionKey, signature: string): number | undefined {

@@ -13,6 +13,8 @@ const MAX_LOOKUPS = 3;
 const ENTRY_BYTES = 300;
 
 export interface NearCacheObserver {
+  /** Somebody ended the session on purpose. */
+  ended(key: SessionKey): void;
   evicted(): void;
   invalidated(): void;
   feed(state: FeedState): void;
@@ -109,6 +111,7 @@ export class NearCache implements SessionLookup, ChangeListener {
 
   ended(key: SessionKey, endedAt: number): void {
     this.changed(key);
+    this.#options.observer.ended(key);
     if (Number.isFinite(endedAt)) this.#options.observer.revocationDelay(Math.max(0, this.#options.now() - endedAt));
   }
 

@@ -156,6 +156,16 @@ const cases: Record<string, ContractCase["run"]> = {
     assert.equal((await live(context.store, key)).usedAt, usedAt);
   },
 
+  "count, if there is one, counts what lives": async (context) => {
+    if (context.store.count === undefined) return;
+    const before = await context.store.count();
+    const [key] = await stored(context);
+    await stored(context);
+    assert.equal(await context.store.count(), before + 2);
+    await context.store.destroy(key);
+    assert.equal(await context.store.count(), before + 1);
+  },
+
   "scan meets every session, in steps, and only those with the prefix": async (context) => {
     const { store } = context;
     const keys = new Set<SessionKey>();

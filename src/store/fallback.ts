@@ -142,6 +142,12 @@ export class FallbackStore extends AttributesByCommit implements SessionStore {
     };
   }
 
+  /** A session that is about to move may be in both for a moment. */
+  async count(): Promise<number> {
+    const [primary, fallback] = await Promise.all([this.#primary.count?.() ?? 0, this.#fallback.count?.() ?? 0]);
+    return primary + fallback;
+  }
+
   async close(): Promise<void> {
     await Promise.all([this.#primary.close(), this.#fallback.close()]);
   }

@@ -34,6 +34,7 @@ export class GuardedStore implements SessionStore {
   readonly kind: string;
   readonly watch?: (listener: ChangeListener) => void;
   readonly inspect?: () => MaybePromise<StoreInspection>;
+  readonly count?: () => MaybePromise<number>;
   readonly #store: SessionStore;
   readonly #timeoutMs: number;
 
@@ -44,6 +45,7 @@ export class GuardedStore implements SessionStore {
     if (store.watch !== undefined) this.watch = (listener) => this.#watch(listener);
     if (store.inspect !== undefined)
       this.inspect = () => this.#ask("inspect", readInspection, () => this.#store.inspect?.());
+    if (store.count !== undefined) this.count = () => this.#ask("count", readCount, () => this.#store.count?.());
   }
 
   find(key: SessionKey): MaybePromise<FindResult> {
@@ -250,6 +252,7 @@ const readResult = expecting<AttributeResult>(
 
 const readData = expecting<SessionData | undefined>((answer) => answer === undefined || isJsonObject(answer));
 const readSize = expecting<number | undefined>((answer) => answer === undefined || typeof answer === "number");
+const readCount = expecting<number>((answer) => Number.isSafeInteger(answer) && (answer as number) >= 0);
 const readAttribute = expecting<Json | undefined>((answer) => typeof answer !== "function");
 const readNothing = expecting<void>(() => true);
 

@@ -31,6 +31,13 @@ export class MemoryStore extends AttributesByCommit implements SessionStore {
     return session === undefined ? UNKNOWN : judge(session, this.#now());
   }
 
+  count(): number {
+    const now = this.#now();
+    let count = 0;
+    for (const session of this.#sessions.values()) if (now < endOf(session)) count++;
+    return count;
+  }
+
   create(key: SessionKey, session: Session): "created" | "conflict" {
     if (this.#sessions.has(key)) return "conflict";
     this.#sessions.set(key, structuredClone(session));

@@ -28,6 +28,7 @@ import type {
 } from "../core/store.ts";
 import { AttributesByCommit } from "./attributes.ts";
 import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
+import { countSessions } from "./redis-count.ts";
 import { RedisFeed } from "./redis-feed.ts";
 import { inspectRedis } from "./redis-inspection.ts";
 import { isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
@@ -196,6 +197,10 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
 
   inspect(): Promise<StoreInspection> {
     return inspectRedis(this.#link);
+  }
+
+  count(): Promise<number> {
+    return countSessions(this.#link);
   }
 
   sweep(options: SweepOptions): Promise<SweepReport> {

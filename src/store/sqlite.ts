@@ -95,7 +95,17 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   readonly #now: () => number;
   #sweeper: NodeJS.Timeout;
   readonly #statements: Record<
-    "find" | "create" | "commit" | "touch" | "destroy" | "byUser" | "scan" | "sweep" | "count" | "countExpired",
+    | "find"
+    | "create"
+    | "commit"
+    | "touch"
+    | "destroy"
+    | "byUser"
+    | "scan"
+    | "sweep"
+    | "count"
+    | "countLive"
+    | "countExpired",
     StatementSync
   >;
 
@@ -207,6 +217,11 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
       ],
       warnings,
     };
+  }
+
+  count(): number {
+    const [count] = this.#answer(() => this.#statements.countLive.get(this.#now())) as unknown as [number];
+    return count;
   }
 
   /** It expires by itself: this does at once what is done in the background anyway, and looks for damage. */
@@ -362,6 +377,7 @@ function prepare(database: DatabaseSync) {
     scan: statement("SELECT key FROM sessions WHERE key >= ? AND key > ? AND key < ? ORDER BY key LIMIT ?"),
     sweep: statement("DELETE FROM sessions WHERE key IN (SELECT key FROM sessions WHERE expires_at < ? LIMIT ?)"),
     count: statement("SELECT count(*) FROM sessions"),
+    countLive: statement("SELECT count(*) FROM sessions WHERE expires_at > ?"),
     countExpired: statement("SELECT count(*) FROM sessions WHERE expires_at < ?"),
   };
 }
