@@ -154,7 +154,15 @@ function closeExchange(gate: Gate, exchange: Exchange, responseFinished: boolean
     exchange.clientGone = true;
     exchange.status = 499;
   }
-  gate.observer.ended(exchange);
+  exchange.endedMs ??= exchange.elapsedMs();
+  const end = () => gate.observer.ended(exchange);
+  if (exchange.pending === undefined) end();
+  // Whoever waits for the same was there first, and has noted what came of it.
+  else
+    exchange.pending.then(
+      () => setImmediate(end),
+      () => setImmediate(end),
+    );
 }
 
 /** Answers a message that never became a request, with a record of its own, and closes the connection. */

@@ -64,7 +64,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
 
     const cookie = gate.cookie.read(head.cookie);
     const resolving = resolve(gate, route, cookie, exchange);
-    const resolved = resolving instanceof Promise ? await resolving : resolving;
+    const resolved = resolving instanceof Promise ? await pending(exchange, resolving) : resolving;
     const resolution = gate.binding.to === "none" ? resolved : hold(gate, resolved, head, exchange);
     note(gate, exchange, cookie, resolution);
     // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
@@ -142,6 +142,16 @@ function resolve(
   if (route.session === "none") return NOT_ASKED;
   exchange.resolveStartedMs = exchange.elapsedMs();
   return resolveSession(gate.lookup, cookie);
+}
+
+/** Waits for the store, and so does the record: what comes of it belongs in there, whether or not the client waits. */
+async function pending<T>(exchange: Exchange, answer: Promise<T>): Promise<T> {
+  exchange.pending = answer;
+  try {
+    return await answer;
+  } finally {
+    exchange.pending = undefined;
+  }
 }
 
 /** A session that is used by another client than it was begun by is counted, and not believed if so configured. */
@@ -289,7 +299,8 @@ async function writeBack(
     throw new ProxyError("http_protocol_error", `X-Session-${commands.command}: ${commands.malformed}`);
   }
   exchange.writeBackDropped = commands.dropped;
-  const setCookie = await obey(gate.lifecycle, commands, resolution, clientOf(head, exchange), exchange);
+  const obeying = obey(gate.lifecycle, commands, resolution, clientOf(head, exchange), exchange);
+  const setCookie = await pending(exchange, obeying);
   exchange.savedMs = exchange.elapsedMs();
   return setCookie;
 }

@@ -135,6 +135,9 @@ export class Exchange {
   /** The client went away before the response was complete: 499 in the records, no error. */
   clientGone = false;
 
+  /** What is being asked on its behalf. The record is closed when that is answered, also if the client has gone. */
+  pending: Promise<unknown> | undefined = undefined;
+
   resolveStartedMs: number | undefined = undefined;
   resolvedMs: number | undefined = undefined;
   forwardedMs: number | undefined = undefined;

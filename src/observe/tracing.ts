@@ -50,6 +50,7 @@ export class Tracing {
     this.#processor = new BatchSpanProcessor({
       exporter: this.#counting(new OTLPTraceExporter()),
       maxQueueSize: MAX_QUEUED_SPANS,
+      scheduledDelayMillis: Number(process.env.OTEL_BSP_SCHEDULE_DELAY ?? 5000),
     });
   }
 
