@@ -126,7 +126,8 @@ function renderMetrics(): string {
 
 \`GET /metrics\` on the admin listener, OpenMetrics text. Histograms of sampled requests carry exemplars with \`trace_id\`.
 Names without our prefix are OpenTelemetry's; \`process_*\` and \`nodejs_*\` are prom-client's defaults. No label holds a
-path, a user, a session or a host that a client chose.
+path, a user, a session or a host that a client chose. A histogram has 2000 label sets at the most; what an application
+invents beyond that is counted in one with \`otel_metric_overflow="true"\`.
 
 ${sections.join("\n")}`;
 }

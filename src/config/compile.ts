@@ -5,6 +5,9 @@ import { parseDuration, parseSize } from "../core/units.ts";
 import type { Environment } from "./load.ts";
 import type { Settings } from "./schema.ts";
 
+/** Of the OpenTelemetry SDK specification. */
+const DEFAULT_EXPORT_DELAY_MS = 5_000;
+
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
 export interface UpstreamConfig {
   readonly target: string;
@@ -49,6 +52,7 @@ export interface Config {
       readonly slowerThanMs: number;
       readonly errors: boolean;
       readonly exported: boolean;
+      readonly exportDelayMs: number;
     };
     readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
   };
@@ -100,6 +104,7 @@ export function compile(settings: Settings, environment: Environment): Config {
         slowerThanMs: ms(observe.traces.slowerThan),
         errors: observe.traces.errors,
         exported: isTraceExportOn(environment),
+        exportDelayMs: numberOr(environment.OTEL_BSP_SCHEDULE_DELAY, DEFAULT_EXPORT_DELAY_MS),
       },
       recorder: observe.recorder,
     },
@@ -126,6 +131,10 @@ function isTraceExportOn(environment: Environment): boolean {
   if (environment.OTEL_SDK_DISABLED?.toLowerCase() === "true") return false;
   if (environment.OTEL_TRACES_EXPORTER === "none") return false;
   return Boolean(environment.OTEL_EXPORTER_OTLP_ENDPOINT || environment.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT);
+}
+
+function numberOr(text: string | undefined, otherwise: number): number {
+  return text !== undefined && /^\d{1,9}$/.test(text) ? Number(text) : otherwise;
 }
 
 function ms(duration: string): number {

@@ -6,6 +6,13 @@ import type { MetricDefinition } from "./names.ts";
  * with prom-client's registry, which renders it.
  */
 
+/**
+ * Label sets of one histogram. What an application answers is not ours to bound: with a status of its own for everything,
+ * a route has thousands. What is beyond goes into one set, as OpenTelemetry does it (metrics SDK, "Cardinality limits").
+ */
+export const MAX_SERIES = 2000;
+const OVERFLOW = { otel_metric_overflow: "true" };
+
 interface Exemplar {
   readonly labelSet: { readonly trace_id: string };
   readonly value: number;
@@ -55,6 +62,7 @@ export class PathHistogram {
   readonly aggregator = "sum";
   readonly #bounds: readonly number[];
   readonly #series = new Map<string, Series>();
+  #overflow: Series | undefined;
 
   constructor(name: string, { help, buckets = [] }: MetricDefinition) {
     this.name = name;
@@ -67,7 +75,12 @@ export class PathHistogram {
     return this.#series.get(key);
   }
 
+  /** @returns the one for all others when there are too many already. */
   add(key: string, labels: Readonly<Record<string, string | number>>): Series {
+    if (this.#series.size >= MAX_SERIES) {
+      this.#overflow ??= new Series(OVERFLOW, this.#bounds);
+      return this.#overflow;
+    }
     const series = new Series(labels, this.#bounds);
     this.#series.set(key, series);
     return series;
@@ -75,12 +88,14 @@ export class PathHistogram {
 
   get(): Promise<{ name: string; help: string; type: string; aggregator: string; values: Sample[] }> {
     const { name, help, type, aggregator } = this;
-    const values = [...this.#series.values()].flatMap((series) => this.#samples(series));
+    const all = this.#overflow === undefined ? this.#series.values() : [...this.#series.values(), this.#overflow];
+    const values = [...all].flatMap((series) => this.#samples(series));
     return Promise.resolve({ name, help, type, aggregator, values });
   }
 
   reset(): void {
     this.#series.clear();
+    this.#overflow = undefined;
   }
 
   #samples({ labels, counts, exemplars, sum }: Series): Sample[] {

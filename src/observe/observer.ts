@@ -16,6 +16,7 @@ export interface ObserverOptions {
     readonly slowerThanMs: number;
     readonly errors: boolean;
     readonly exported: boolean;
+    readonly exportDelayMs: number;
   };
   readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
   readonly logDestination?: LogDestination;

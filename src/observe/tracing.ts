@@ -23,6 +23,8 @@ export interface TracingOptions {
   readonly ratio: number;
   readonly slowerThanMs: number;
   readonly errors: boolean;
+  /** How long spans are gathered before they are sent, milliseconds. */
+  readonly exportDelayMs: number;
   readonly version: string;
   readonly onDropped: (spans: number) => void;
 }
@@ -50,7 +52,7 @@ export class Tracing {
     this.#processor = new BatchSpanProcessor({
       exporter: this.#counting(new OTLPTraceExporter()),
       maxQueueSize: MAX_QUEUED_SPANS,
-      scheduledDelayMillis: Number(process.env.OTEL_BSP_SCHEDULE_DELAY ?? 5000),
+      scheduledDelayMillis: options.exportDelayMs,
     });
   }
 
