@@ -143,8 +143,8 @@ function guard({ observer: { log } }: Pick<Gateway, "observer">): void {
 }
 
 /** SIGUSR2 writes a dump. */
-function dumpOnSignal({ dumpFiles }: Pick<Gateway, "dumpFiles">): void {
-  process.on("SIGUSR2", () => void dumpFiles.write());
+function dumpOnSignal(gateway: Pick<Gateway, "writeDump">): void {
+  process.on("SIGUSR2", () => void gateway.writeDump());
 }
 
 /** Serves until SIGTERM or SIGINT, then ends in order; a second signal ends at once. */

@@ -130,11 +130,9 @@ async function lookAtRuntime(): Promise<Dump["runtime"]> {
       externalBytes: external,
       arrayBuffersBytes: arrayBuffers,
     },
-    heapSpaces: getHeapSpaceStatistics().map((space) => ({
-      name: space.space_name,
-      usedBytes: space.space_used_size,
-      sizeBytes: space.space_size,
-    })),
+    heapSpaces: getHeapSpaceStatistics()
+      .map((space) => ({ name: space.space_name, usedBytes: space.space_used_size, sizeBytes: space.space_size }))
+      .filter(({ sizeBytes }) => sizeBytes > 0),
     machine: {
       cpus: availableParallelism(),
       loadAverage: loadavg().map(rounded),

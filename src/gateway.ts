@@ -46,7 +46,7 @@ const FLUSH_TIMEOUT_MS = 2_000;
 /** The composition root: builds what the way of a request needs, and the two listeners. */
 export class Gateway {
   readonly observer: Observer;
-  readonly dumpFiles: DumpFiles;
+  readonly #dumpFiles: DumpFiles;
   readonly #config: Config;
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
@@ -118,7 +118,7 @@ export class Gateway {
         isDraining: gate.isDraining,
       }),
     );
-    this.dumpFiles = new DumpFiles({ take: takeDump, folder: () => config.observe.dumps.folder, log: observer.log });
+    this.#dumpFiles = new DumpFiles({ take: takeDump, folder: () => config.observe.dumps.folder, log: observer.log });
     this.#admin = createAdmin({
       token: config.admin.token,
       observer,
@@ -197,6 +197,11 @@ export class Gateway {
 
   get adminUrl(): string {
     return urlOf(this.#admin);
+  }
+
+  /** Writes a dump into `observe.dumps.folder`. What became of it is in the log: `dump.written`, `.refused` or `.failed`. */
+  writeDump(): Promise<void> {
+    return this.#dumpFiles.write();
   }
 
   /**

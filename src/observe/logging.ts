@@ -7,8 +7,8 @@ import { ATTRIBUTES as A } from "./names.ts";
 import { Ring } from "./recorder.ts";
 
 const STANDARD_OUTPUT = 1;
-/** Event lines that are kept for a dump. */
-const EVENTS_KEPT = 500;
+/** Event lines that are kept for a dump: of requests, and apart from them of the gateway, which busy hours would wash away. */
+const EVENTS_KEPT = 250;
 
 /** An event line that is kept: what the line says, but for the message of a failure that nobody expected. */
 export interface LogEvent {
@@ -39,7 +39,8 @@ export class Log {
   readonly #access: LogOptions["access"];
   readonly #destination: LogDestination;
   readonly #output: BatchedOutput | undefined;
-  readonly #events = new Ring<LogEvent>(EVENTS_KEPT);
+  readonly #requestEvents = new Ring<LogEvent>(EVENTS_KEPT);
+  readonly #gatewayEvents = new Ring<LogEvent>(EVENTS_KEPT);
 
   constructor(options: LogOptions) {
     this.#output = options.destination === undefined ? new BatchedOutput(STANDARD_OUTPUT) : undefined;
@@ -113,11 +114,14 @@ export class Log {
 
   /** The last events, newest first, whatever the level of the log; access lines are none. */
   events(): LogEvent[] {
-    return this.#events.newestFirst(EVENTS_KEPT);
+    return [...this.#gatewayEvents.newestFirst(EVENTS_KEPT), ...this.#requestEvents.newestFirst(EVENTS_KEPT)].sort(
+      (a, b) => b.time.localeCompare(a.time),
+    );
   }
 
   #keep(level: string, fields: { readonly event: string; readonly [field: string]: unknown }): void {
-    this.#events.push({ time: isoTime(Date.now()), level, ...fields });
+    const ring = fields.trace_id === undefined || level === "error" ? this.#gatewayEvents : this.#requestEvents;
+    ring.push({ time: isoTime(Date.now()), level, ...fields });
   }
 
   /** Writes what is gathered; the end. */
