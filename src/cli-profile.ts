@@ -1,6 +1,8 @@
+import { readFileSync, statSync } from "node:fs";
 import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, downloadAdmin } from "./cli-admin.ts";
 import { CommandError, parse, print, UsageError } from "./cli-arguments.ts";
 import { refuseToOverwrite, saveFile } from "./cli-file.ts";
+import { renderCpuProfile, renderHeapProfile } from "./cli-profile-summary.ts";
 import { grouped, plain } from "./cli-text.ts";
 import type { Environment } from "./config/load.ts";
 
@@ -23,7 +25,7 @@ ${ADMIN_HELP}
       --out FILE        where to (default: a name with the time, in this folder)
       --force           write over a file that is there
 
-The gateway has to have an admin token. Open the file in the developer tools of Chrome or Edge (Performance, Memory),
+The heaviest functions are printed. The gateway has to have an admin token. Open the file in the developer tools of Chrome or Edge (Performance, Memory),
 or in VS Code. The first two hold names of functions only and cost little. A snapshot holds everything that is in the
 memory, secrets and tokens included, and the gateway stands still while it is made: seconds for a large heap.
 `;
@@ -55,19 +57,17 @@ export async function runProfile(args: readonly string[], environment: Environme
   const { force = false } = values;
   const file = values.out ?? `coatcheck-${new Date().toISOString().replaceAll(":", "-")}.${extension}`;
   await refuseToOverwrite(file, { force });
-  let bytes = 0;
   await downloadAdmin(admin, { method: "POST", path, body, timeoutMs }, async (response) => {
     if (response.body === null) throw new CommandError(`${admin.url} sent nothing`);
-    await saveFile(
-      file,
-      counted(response.body, (more) => {
-        bytes += more;
-      }),
-      { force },
-    );
+    await saveFile(file, response.body, { force });
   });
-  const warning = extension === "heapsnapshot" ? "It holds secrets and tokens: keep it as you keep those.\n" : "";
-  return print(`${plain(file, 4096)}: ${grouped(bytes)} bytes\n${warning}`);
+  return print(`${plain(file, 4096)}: ${grouped(statSync(file).size)} bytes\n${summary(file, extension)}`);
+}
+
+function summary(file: string, extension: Kind["extension"]): string {
+  if (extension === "heapsnapshot") return "It holds secrets and tokens: keep it as you keep those.\n";
+  const profile = JSON.parse(readFileSync(file, "utf8"));
+  return `\n${extension === "cpuprofile" ? renderCpuProfile(profile) : renderHeapProfile(profile)}`;
 }
 
 function kindOf(values: { seconds?: string; heap?: boolean; "heap-snapshot"?: boolean }): Kind {
@@ -89,11 +89,4 @@ function kindOf(values: { seconds?: string; heap?: boolean; "heap-snapshot"?: bo
     extension: heap ? "heapprofile" : "cpuprofile",
     timeoutMs: seconds * 1000 + EXTRA_TIME_MS,
   };
-}
-
-async function* counted(body: AsyncIterable<Uint8Array>, onPiece: (bytes: number) => void): AsyncGenerator<Uint8Array> {
-  for await (const piece of body) {
-    onPiece(piece.length);
-    yield piece;
-  }
 }
