@@ -67,7 +67,7 @@ export async function runDump(args: readonly string[], environment: Environment)
   if (section !== undefined && !isSection(section))
     throw new UsageError(`there is no section "${plain(section)}"; known: ${SECTIONS.join(", ")}`);
   const dump = await openDump(readDumpFile(open), open);
-  return print(section === undefined ? renderSummary(dump) : shownSection(dump, section));
+  return print(section === undefined ? renderSummary(dump) : renderSection(dump, section));
 }
 
 async function fetchDump(
@@ -93,9 +93,9 @@ function isSection(name: string): name is Section {
   return (SECTIONS as readonly string[]).includes(name);
 }
 
-function shownSection(dump: Dump, section: Section): string {
+/** One part: JSON, but for the metrics, which have a format of their own. Nothing in it commands the terminal. */
+export function renderSection(dump: Dump, section: Section): string {
   const part = dump[section];
-  // Metrics are a text with a format of its own.
   if (typeof part === "string")
     return part
       .split("\n")
