@@ -27,7 +27,8 @@ ${ADMIN_HELP}
 
 The heaviest functions are printed. The gateway has to have an admin token. Open the file in the developer tools of Chrome or Edge (Performance, Memory),
 or in VS Code. The first two hold names of functions only and cost little. A snapshot holds everything that is in the
-memory, secrets and tokens included, and the gateway stands still while it is made: seconds for a large heap.
+memory, secrets and tokens included, and the gateway stands still while it is made: seconds for each 100 MiB of heap,
+and up to ten times as much memory.
 `;
 
 const OPTIONS = {

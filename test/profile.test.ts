@@ -62,7 +62,7 @@ t.test("profiles of processor and heap hold names of functions; one at a time", 
   t.ok(nodes.length > 5 && samples.length > 10);
   t.ok(endTime - startTime > 900_000, "microseconds");
   t.notMatch(reply.body, "hunter2");
-  t.match(renderCpuProfile(JSON.parse(reply.body)), /^ *SHARE +MS {2}FUNCTION\n +[\d.]+ % +\d+ {2}\S/);
+  t.match(renderCpuProfile(JSON.parse(reply.body)), /^ *SHARE +MS {2}FUNCTION\n *[\d.]+ % +\d+ {2}\S/);
 
   const heap = post(adminUrl, "/debug/heap", { seconds: 1 });
   for (let i = 0; i < 20; i++) await ask(`${gateway.url}/x?secret=hunter2`);
@@ -146,7 +146,7 @@ t.test("coatcheck profile writes files for their owner alone and prints the heav
   t.equal(names.length, 3, names.join(" "));
   for (const name of names) {
     t.equal((await stat(join(folder, name))).mode & 0o777, 0o600, name);
-    t.doesNotThrow(async () => JSON.parse(await readFile(join(folder, name), "utf8")));
+    t.type(JSON.parse(await readFile(join(folder, name), "utf8")), "object");
   }
 
   await writeFile(join(folder, "it"), "what was there");

@@ -45,8 +45,8 @@ export class Profiler {
   }
 
   /**
-   * The whole heap, with every string in it. Nothing else runs until V8 has made it: seconds for a large heap, and as
-   * much memory again.
+   * The whole heap, with every string in it. Nothing else runs until V8 has made and written it: seconds for each 100 MiB
+   * of heap, and up to ten times as much memory.
    * @returns the JSON of a `.heapsnapshot`, to be read to its end or destroyed.
    */
   heapSnapshot(): Readable {
