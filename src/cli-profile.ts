@@ -67,8 +67,12 @@ export async function runProfile(args: readonly string[], environment: Environme
 
 function summary(file: string, extension: Kind["extension"]): string {
   if (extension === "heapsnapshot") return "It holds secrets and tokens: keep it as you keep those.\n";
-  const profile = JSON.parse(readFileSync(file, "utf8"));
-  return `\n${extension === "cpuprofile" ? renderCpuProfile(profile) : renderHeapProfile(profile)}`;
+  try {
+    const profile = JSON.parse(readFileSync(file, "utf8"));
+    return `\n${extension === "cpuprofile" ? renderCpuProfile(profile) : renderHeapProfile(profile)}`;
+  } catch {
+    throw new CommandError(`what is in ${plain(file, 4096)} is no profile: was it the admin listener of Coatcheck?`);
+  }
 }
 
 function kindOf(values: { seconds?: string; heap?: boolean; "heap-snapshot"?: boolean }): Kind {

@@ -109,7 +109,7 @@ export class Gateway {
     this.#server = createListener(gate);
     const takeDump = shared(() =>
       takeDumpOf({
-        config: () => config,
+        config: () => this.#config,
         command,
         observer,
         store,
@@ -118,7 +118,11 @@ export class Gateway {
         isDraining: gate.isDraining,
       }),
     );
-    this.#dumpFiles = new DumpFiles({ take: takeDump, folder: () => config.observe.dumps.folder, log: observer.log });
+    this.#dumpFiles = new DumpFiles({
+      take: takeDump,
+      folder: () => this.#config.observe.dumps.folder,
+      log: observer.log,
+    });
     this.#admin = createAdmin({
       token: config.admin.token,
       observer,

@@ -37,6 +37,8 @@ async function fetchDump({ adminUrl }: Pick<RunningGateway, "adminUrl">): Promis
   return openDump(new Uint8Array(await response.arrayBuffer()), "the dump");
 }
 
+const dumpsIn = async (folder: string) => (await readdir(folder)).filter((name) => name.startsWith("coatcheck-dump-"));
+
 t.test("a dump says what was built, set, seen and logged", async (t) => {
   const app = await startApp(t);
   const gateway = await startGateway(t, { upstream: app.url, observe: { log: { level: "fatal" } } });
@@ -77,7 +79,7 @@ t.test("a dump says what was built, set, seen and logged", async (t) => {
 
   t.same(
     dump.events.map(({ event }) => event),
-    ["error.unexpected", "session.created", "gateway.started"].filter(Boolean),
+    ["error.unexpected", "session.created", "gateway.started"],
     "whatever the level of the log; no access lines; newest first",
   );
   t.match(dump.events[0], { level: "error", "exception.type": "TypeError", "exception.stacktrace": /dump\.test\.ts/ });
@@ -133,13 +135,16 @@ t.test("a store that hangs does not hold the dump, and Redis is looked at", asyn
 });
 
 t.test("two who ask at the same time get the same, and a gateway that is being shut down answers too", async (t) => {
-  const gateway = await startGateway(t, { shutdown: { delay: "2s" } });
+  const folder = await temporaryFolder(t);
+  const gateway = await startGateway(t, { shutdown: { delay: "2s" }, observe: { dumps: { folder } } });
   const [one, two] = await Promise.all([fetchDump(gateway), fetchDump(gateway)]);
   t.equal(one.takenAt, two.takenAt);
   const closed = gateway.gateway.close();
   const draining = await fetchDump(gateway);
   t.equal(draining.build.draining, true);
   t.equal(draining.events[0]?.event, "gateway.draining");
+  await gateway.gateway.writeDump();
+  t.equal((await dumpsIn(folder)).length, 1);
   await closed;
 });
 
@@ -182,8 +187,6 @@ async function signedCookie(): Promise<string> {
   const started = await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"1"}}' });
   return cookiePair(started.setCookie[0]);
 }
-
-const dumpsIn = async (folder: string) => (await readdir(folder)).filter((name) => name.startsWith("coatcheck-dump-"));
 
 t.test("SIGUSR2: a file for its owner alone, one at a time, and no more than ten an hour", async (t) => {
   const folder = await temporaryFolder(t);
@@ -274,7 +277,7 @@ function follow(t: Teardown, child: ChildProcess) {
  * Everything that must not be in a dump has this in it, and a word that says what it is; it has 32 characters and more, as
  * secrets must.
  */
-const planted = (what: string) => `Planted.${what}.Planted.${what}.Planted.~1 é`.replace(/ é$/, "");
+const planted = (what: string) => `Planted.${what}.Planted.${what}.Planted.~1`;
 const PLANTED = {
   cookieSecret: planted("cookie-secret"),
   oldCookieSecret: planted("old-cookie-secret"),

@@ -8,7 +8,7 @@ import { runProfile } from "../src/cli-profile.ts";
 import { renderCpuProfile, renderHeapProfile } from "../src/cli-profile-summary.ts";
 import { ask, until } from "./support/client.ts";
 import { run } from "./support/command.ts";
-import { startGateway, temporaryFolder } from "./support/servers.ts";
+import { startGateway, startHttp, temporaryFolder } from "./support/servers.ts";
 
 const TOKEN = "t".repeat(40);
 const ADMIN = { port: 0, token: TOKEN };
@@ -161,6 +161,14 @@ t.test("coatcheck profile says what is wrong", async (t) => {
   t.match(await run(t, ["profile", "--admin", adminUrl, "--out", "/nowhere/it"]), {
     status: 1,
     stderr: "coatcheck: set admin.token: without one, this is not given to anybody\n",
+  });
+  const stranger = await startHttp(t, (_req, res) => {
+    res.setHeader("content-disposition", "attachment").end("<h1>hello</h1>");
+  });
+  const out = join(await temporaryFolder(t), "it");
+  t.match(await run(t, ["profile", "--admin", `http://127.0.0.1:${stranger.port}`, "--out", out]), {
+    status: 1,
+    stderr: /it is no profile/,
   });
   t.match(await run(t, ["profile", "--help"]), { status: 0, stdout: /--heap-snapshot[\s\S]*stands still/, stderr: "" });
   const cases: [args: string[], message: RegExp][] = [
