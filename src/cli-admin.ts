@@ -61,6 +61,8 @@ export interface AdminCall {
   readonly body?: unknown;
   /** Other statuses than 200 whose body is an answer too. */
   readonly answers?: readonly number[];
+  /** How long the answer may take, to its end. */
+  readonly timeoutMs?: number;
 }
 
 /**
@@ -71,19 +73,46 @@ export async function callAdmin<T>(admin: Admin, call: AdminCall): Promise<T> {
   const { status, text } = await askAdmin(admin, call);
   const body = parseJson(text);
   if ((status === 200 || call.answers?.includes(status)) && body !== undefined) return body as T;
-  if (typeof body?.error === "string") throw new CommandError(plain(body.error, 1000));
-  throw new CommandError(`what answers at ${admin.url} is not the admin listener of Coatcheck (status ${status})`);
+  throw refusal(admin, { status, text });
 }
 
 /** Asks; every status but 401 is an answer. @throws CommandError when there is none. */
-export async function askAdmin(
+export function askAdmin(admin: Admin, call: AdminCall): Promise<{ readonly status: number; readonly text: string }> {
+  return receive(admin, call, async (response) => ({ status: response.status, text: await response.text() }));
+}
+
+/**
+ * Asks for a file. @param keep reads the body to its end.
+ * @throws CommandError when there is none, with what to do about it.
+ */
+export async function downloadAdmin<T>(
+  admin: Admin,
+  call: AdminCall,
+  keep: (response: Response) => Promise<T>,
+): Promise<T> {
+  const answer = await receive(admin, call, async (response) =>
+    response.status === 200 && response.headers.has("content-disposition")
+      ? { file: await keep(response) }
+      : { status: response.status, text: await response.text() },
+  );
+  if ("file" in answer) return answer.file;
+  throw refusal(admin, answer);
+}
+
+function refusal({ url }: Admin, { status, text }: { readonly status: number; readonly text: string }): CommandError {
+  const error = parseJson(text)?.error;
+  if (typeof error === "string") return new CommandError(plain(error, 1000));
+  return new CommandError(`what answers at ${url} is not the admin listener of Coatcheck (status ${status})`);
+}
+
+/** @param read what of the response is wanted; it may throw a CommandError of its own. */
+async function receive<T>(
   { url, token, tokenSource }: Admin,
-  { method, path, body }: AdminCall,
-): Promise<{ readonly status: number; readonly text: string }> {
+  { method, path, body, timeoutMs = ANSWER_TIMEOUT_MS }: AdminCall,
+  read: (response: Response) => Promise<T>,
+): Promise<T> {
   if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
     throw new CommandError(`${tokenSource} holds a blank or a character that no request can carry`);
-  let status: number;
-  let text: string;
   try {
     const response = await fetch(url + path, {
       method,
@@ -93,21 +122,22 @@ export async function askAdmin(
       },
       ...(body !== undefined && { body: JSON.stringify(body) }),
       redirect: "error",
-      signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
+      signal: AbortSignal.timeout(timeoutMs),
     });
-    status = response.status;
-    text = await response.text();
+    if (response.status === 401)
+      throw new CommandError(
+        `${url} refuses the token: ${tokenSource} ${token ? "is not the right one" : "is not set"}`,
+      );
+    return await read(response);
   } catch (error) {
-    throw new CommandError(`${unreachable(error, url)}; say where it is with --config FILE or --admin URL`);
+    if (error instanceof CommandError) throw error;
+    throw new CommandError(`${unreachable(error, url, timeoutMs)}; say where it is with --config FILE or --admin URL`);
   }
-  if (status === 401)
-    throw new CommandError(`${url} refuses the token: ${tokenSource} ${token ? "is not the right one" : "is not set"}`);
-  return { status, text };
 }
 
-function unreachable(error: unknown, url: string): string {
+function unreachable(error: unknown, url: string, timeoutMs: number): string {
   if (error instanceof Error && error.name === "TimeoutError")
-    return `${url} gave no answer within ${ANSWER_TIMEOUT_MS / 1000} s`;
+    return `${url} gave no answer within ${timeoutMs / 1000} s`;
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error;
   const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
   const refused = code === "ECONNREFUSED" ? "nothing listens there, so no Coatcheck is running at" : "cannot ask";

@@ -3,7 +3,8 @@ import { CommandError, FAILED, parse, print, UsageError } from "./cli-arguments.
 import { table } from "./cli-text.ts";
 import type { Config } from "./config/compile.ts";
 import { maskUrl } from "./config/fields.ts";
-import { type Environment, loadConfigFile, maskSettings } from "./config/load.ts";
+import { type Environment, loadConfigFile } from "./config/load.ts";
+import { maskSettings } from "./config/mask.ts";
 import type { StoreReport } from "./core/administration.ts";
 import type { SessionStore } from "./core/store.ts";
 import { storeOptions } from "./gateway.ts";

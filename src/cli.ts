@@ -1,5 +1,7 @@
 import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./cli-arguments.ts";
 import { check } from "./cli-check.ts";
+import { runDump } from "./cli-dump.ts";
+import { runProfile } from "./cli-profile.ts";
 import { runSessions } from "./cli-sessions.ts";
 import type { Config } from "./config/compile.ts";
 import { MIN_SECRET_LENGTH } from "./config/fields.ts";
@@ -16,6 +18,8 @@ Usage:
   coatcheck check --config FILE          check the file, print the effective configuration
   coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
   coatcheck sessions --help              list, look at, end, migrate and sweep sessions
+  coatcheck dump --help                  take along everything that a running gateway knows, and read it
+  coatcheck profile --help               where the processor time or the memory of a running gateway goes
   coatcheck demo                         an example application behind a gateway, to try things out
   coatcheck --help | --version
 
@@ -30,7 +34,7 @@ Options:
 Environment:
   COATCHECK_SECRET      with --upstream: signs the session cookie; at least ${MIN_SECRET_LENGTH} characters.
                         Without it every restart ends all sessions.
-  COATCHECK_ADMIN_TOKEN with sessions: the token of the admin listener
+  COATCHECK_ADMIN_TOKEN with sessions, dump and profile: the token of the admin listener
   REDIS_URL             with demo: keep sessions in this Redis instead of SQLite
   OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables: where traces go; nowhere by default
 
@@ -54,6 +58,8 @@ export async function run(args: readonly string[], environment: Environment): Pr
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
   const [first, ...others] = args;
   if (first === "sessions") return runSessions(others, environment);
+  if (first === "dump") return runDump(others, environment);
+  if (first === "profile") return runProfile(others, environment);
   if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
     return check(others, environment);
   const { values, positionals } = parse(args, OPTIONS);
@@ -63,8 +69,10 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   if (rest.length > 0) throw new UsageError(`unexpected "${rest.join(" ")}"`);
   switch (command) {
     case "serve": {
-      const gateway = await Gateway.create(load(values, environment).config);
+      const names = Object.keys(values).map((name) => `--${name}`);
+      const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
       guard(gateway);
+      dumpOnSignal(gateway);
       await gateway.listen();
       return untilSignal(() => gateway.close());
     }
@@ -77,11 +85,12 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
         adminPort: values["admin-port"] ?? "9090",
       });
       guard(demo.gateway);
+      dumpOnSignal(demo.gateway);
       print(demo.tour);
       return untilSignal(() => demo.close());
     }
     default:
-      throw new UsageError(`unknown command "${command}"; known: serve, check, demo, sessions`);
+      throw new UsageError(`unknown command "${command}"; known: serve, check, demo, sessions, dump, profile`);
   }
 }
 
@@ -131,6 +140,11 @@ function guard({ observer: { log } }: Pick<Gateway, "observer">): void {
     log.close();
     process.exit(FAILED);
   });
+}
+
+/** SIGUSR2 writes a dump. */
+function dumpOnSignal(gateway: Pick<Gateway, "writeDump">): void {
+  process.on("SIGUSR2", () => void gateway.writeDump());
 }
 
 /** Serves until SIGTERM or SIGINT, then ends in order; a second signal ends at once. */

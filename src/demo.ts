@@ -39,7 +39,7 @@ export async function startDemo(options: { environment: Environment; port: strin
     shop = await startShop();
     const store = environment.REDIS_URL || `sqlite:${join(folder, "sessions.db")}`;
     const { config } = loadConfig(demoSettings(shop.url, store, port, adminPort), environment, "demo");
-    gateway = await Gateway.create(config, { logDestination: log });
+    gateway = await Gateway.create(config, { logDestination: log, command: ["demo"] });
     await gateway.listen();
   } catch (error) {
     await close();

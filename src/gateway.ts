@@ -7,6 +7,8 @@ import { HeaderRules } from "./core/request-head.ts";
 import { ResponseHeaderRules } from "./core/response-head.ts";
 import { RouteTable } from "./core/routes.ts";
 import type { SessionStore } from "./core/store.ts";
+import { takeDump as takeDumpOf } from "./dump.ts";
+import { DumpFiles } from "./dump-files.ts";
 import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
@@ -34,6 +36,8 @@ export interface GatewayOptions {
   readonly store?: SessionStore;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
+  /** What the process was started as, for a dump: a command and names of options, no values. */
+  readonly command?: readonly string[];
 }
 
 /** How long spans that are gathered may take to leave when everything else has ended. */
@@ -42,6 +46,7 @@ const FLUSH_TIMEOUT_MS = 2_000;
 /** The composition root: builds what the way of a request needs, and the two listeners. */
 export class Gateway {
   readonly observer: Observer;
+  readonly #dumpFiles: DumpFiles;
   readonly #config: Config;
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
@@ -54,8 +59,9 @@ export class Gateway {
   #draining = false;
   #closing: Promise<void> | undefined;
 
-  private constructor(config: Config, observer: Observer, plainStore: SessionStore, now: () => number) {
+  private constructor(config: Config, observer: Observer, plainStore: SessionStore, options: GatewayOptions) {
     const { session, routes } = config;
+    const { now = Date.now, command = [] } = options;
     this.#config = config;
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
@@ -101,6 +107,22 @@ export class Gateway {
       isDraining: () => this.#draining,
     };
     this.#server = createListener(gate);
+    const takeDump = shared(() =>
+      takeDumpOf({
+        config: () => this.#config,
+        command,
+        observer,
+        store,
+        isCustomStore: options.store !== undefined || isCustom(config.store),
+        cache,
+        isDraining: gate.isDraining,
+      }),
+    );
+    this.#dumpFiles = new DumpFiles({
+      take: takeDump,
+      folder: () => this.#config.observe.dumps.folder,
+      log: observer.log,
+    });
     this.#admin = createAdmin({
       token: config.admin.token,
       observer,
@@ -115,6 +137,7 @@ export class Gateway {
           observer.log.event("info", "session.revoked", "session revoked", { handle, scope });
         },
       }),
+      takeDump,
     });
     this.#serverConnections = new Connections(this.#server);
     this.#adminConnections = new Connections(this.#admin);
@@ -135,7 +158,7 @@ export class Gateway {
     const store = options.store
       ? new GuardedStore(options.store)
       : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-    return new Gateway(config, observer, store, now);
+    return new Gateway(config, observer, store, options);
   }
 
   /**
@@ -180,6 +203,11 @@ export class Gateway {
     return urlOf(this.#admin);
   }
 
+  /** Writes a dump into `observe.dumps.folder`. What became of it is in the log: `dump.written`, `.refused` or `.failed`. */
+  writeDump(): Promise<void> {
+    return this.#dumpFiles.write();
+  }
+
   /**
    * Ends: readiness first, then the requests in flight, then the sockets, then the store. Bounded by
    * `shutdown.delay` + `shutdown.timeout`, and two seconds for the last spans.
@@ -219,6 +247,22 @@ export function storeOptions({ session }: Config, now: () => number): OpenStoreO
     codec: new SessionCodec(session),
     layout: session.layout,
   };
+}
+
+/** Whoever asks while it is under way gets the same. */
+function shared<T>(take: () => Promise<T>): () => Promise<T> {
+  let underWay: Promise<T> | undefined;
+  return () => {
+    underWay ??= take().finally(() => {
+      underWay = undefined;
+    });
+    return underWay;
+  };
+}
+
+function isCustom(store: Config["store"]): boolean {
+  const urls = typeof store === "string" ? [store] : Object.values(store);
+  return urls.some((url) => url.startsWith("module:"));
 }
 
 /** The near cache; none for a store that does not tell of changes, and needs none because it is in this process. */

@@ -2,7 +2,8 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
-import { loadConfigFile, loadConfigText, maskSettings } from "../src/config/load.ts";
+import { loadConfigFile, loadConfigText } from "../src/config/load.ts";
+import { maskSettings } from "../src/config/mask.ts";
 import { ConfigError } from "../src/config/problems.ts";
 import { parseRedisUrl } from "../src/core/redis-url.ts";
 import { parseDuration } from "../src/core/units.ts";
@@ -81,6 +82,22 @@ observe:
   t.notMatch(shown, "password");
   t.match(shown, "rediss://user:***@redis.example:6380/2");
   t.match(shown, "*** (40 characters)");
+
+  const { admin, session, store, ...others } = settings;
+  const masked = maskSettings(settings);
+  const { cookie, encryptionKeys } = masked.session;
+  t.strictSame(
+    masked,
+    {
+      ...others,
+      admin: { ...admin, token: "*** (40 characters)" },
+      session: { ...session, cookie: { ...session.cookie, secrets: cookie.secrets }, encryptionKeys },
+      store: masked.store,
+    },
+    "nothing else is masked: a new key that is no secret has to be named in config/mask.ts",
+  );
+  const unheard = { ...settings, vault: { key: "a text that nobody has named", timeout: "30s", on: true } };
+  t.match(maskSettings(unheard), { vault: { key: "*** (28 characters)", timeout: "30s", on: true } });
 });
 
 t.test("every problem is reported, with its path", async (t) => {

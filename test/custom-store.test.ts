@@ -2,7 +2,8 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
-import { loadConfigText, maskSettings } from "../src/config/load.ts";
+import { loadConfigText } from "../src/config/load.ts";
+import { maskSettings } from "../src/config/mask.ts";
 import { ProxyError, storeUnavailable } from "../src/core/errors.ts";
 import type { Session } from "../src/core/session.ts";
 import type { ChangeListener, FeedState, SessionStore } from "../src/core/store.ts";

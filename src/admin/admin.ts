@@ -6,10 +6,14 @@ import {
   type Server,
   type ServerResponse,
 } from "node:http";
+import { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
 import type { SessionAdministration, StoreReport } from "../core/administration.ts";
 import { ProxyError } from "../core/errors.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { Observer } from "../observe/observer.ts";
+import { Profiler } from "../observe/profiler.ts";
+import { dumpEndpoint, type TakenDump } from "./dump.ts";
 import {
   ACTION_METHODS,
   type Action,
@@ -26,6 +30,7 @@ import {
 } from "./endpoint.ts";
 import { exchangesEndpoint } from "./exchanges.ts";
 import { probeEndpoints } from "./probes.ts";
+import { profileEndpoints } from "./profiles.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
 
 export interface AdminOptions {
@@ -37,6 +42,7 @@ export interface AdminOptions {
   readonly checkStore: () => MaybePromise<StoreCheck>;
   readonly probeStore: () => Promise<StoreReport>;
   readonly sessions: SessionAdministration;
+  readonly takeDump: () => Promise<TakenDump>;
 }
 
 const MAX_BODY_BYTES = 64 * 1024;
@@ -138,13 +144,16 @@ function isCrossSite({ origin, host, "sec-fetch-site": site }: IncomingHttpHeade
   return origin !== undefined && !(URL.canParse(origin) && new URL(origin).host === host);
 }
 
-function adminEndpoints({ observer, version, isDraining, checkStore, probeStore, sessions }: AdminOptions): Endpoints {
+function adminEndpoints(options: AdminOptions): Endpoints {
+  const { token, observer, version, isDraining, checkStore, probeStore, sessions, takeDump } = options;
   const endpoints = new Map<string, Endpoint>();
   for (const [path, endpoint] of [
     ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
     exchangesEndpoint(observer),
     ...sessionEndpoints(sessions),
     storeCheckEndpoint(probeStore),
+    dumpEndpoint(takeDump),
+    ...profileEndpoints({ profiler: new Profiler(), hasToken: token !== undefined }),
   ])
     endpoints.set(path, endpoint);
   return endpoints;
@@ -162,7 +171,7 @@ function isLoopbackHost(host: string | undefined): boolean {
 function write(req: IncomingMessage, res: ServerResponse, { status, type, body, fields = {} }: Reply): void {
   res.writeHead(status, {
     "content-type": type,
-    "content-length": Buffer.byteLength(body),
+    ...(!(body instanceof Readable) && { "content-length": Buffer.byteLength(body) }),
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
     ...(status === 401 && { "www-authenticate": 'Bearer realm="coatcheck admin"' }),
@@ -170,5 +179,7 @@ function write(req: IncomingMessage, res: ServerResponse, { status, type, body, 
     // What is left of a body that was refused is no request.
     ...(!req.complete && { connection: "close" }),
   });
-  res.end(req.method === "HEAD" ? undefined : body);
+  // A client that goes away before the end is nobody's failure.
+  if (body instanceof Readable) pipeline(body, res).catch(() => {});
+  else res.end(req.method === "HEAD" ? undefined : body);
 }

@@ -1,3 +1,4 @@
+import type { Readable } from "node:stream";
 import { z } from "zod";
 import type { MaybePromise } from "../core/store.ts";
 
@@ -9,7 +10,8 @@ import type { MaybePromise } from "../core/store.ts";
 export interface Reply {
   readonly status: number;
   readonly type: string;
-  readonly body: string | Uint8Array;
+  /** A stream is sent as it comes, and destroyed when the client goes. */
+  readonly body: string | Uint8Array | Readable;
   /** Further fields. */
   readonly fields?: Readonly<Record<string, string>>;
 }

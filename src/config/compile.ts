@@ -3,6 +3,7 @@ import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import type { Environment } from "./load.ts";
+import { maskSettings } from "./mask.ts";
 import type { Settings } from "./schema.ts";
 
 /** Of the OpenTelemetry SDK specification. */
@@ -55,8 +56,12 @@ export interface Config {
       readonly exportDelayMs: number;
     };
     readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
+    /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
+    readonly dumps: { readonly folder: string | undefined };
   };
   readonly shutdown: { readonly delayMs: number; readonly timeoutMs: number };
+  /** What this was made from, secrets masked: for people. */
+  readonly shown: Settings;
 }
 
 /** Turns checked settings into what the code works with. */
@@ -107,8 +112,10 @@ export function compile(settings: Settings, environment: Environment): Config {
         exportDelayMs: numberOr(environment.OTEL_BSP_SCHEDULE_DELAY, DEFAULT_EXPORT_DELAY_MS),
       },
       recorder: observe.recorder,
+      dumps: { folder: observe.dumps.folder },
     },
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
+    shown: maskSettings(settings),
   });
 }
 

@@ -1,8 +1,6 @@
 import { readFileSync } from "node:fs";
 import { type Document, parseDocument } from "yaml";
-import { PLAINTEXT } from "../core/store.ts";
 import { type Config, compile } from "./compile.ts";
-import { maskUrl } from "./fields.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
 import { type Settings, settingsSchema } from "./schema.ts";
 
@@ -84,23 +82,4 @@ function interpolate(value: unknown, path: Path, environment: Environment, probl
   return Object.fromEntries(
     Object.entries(value).map(([name, item]) => [name, interpolate(item, [...path, name], environment, problems)]),
   );
-}
-
-/** The effective configuration as it can be shown: no secret, no token, no password. */
-export function maskSettings(settings: Settings): Settings {
-  const mask = (secret: string) => `*** (${secret.length} characters)`;
-  const { admin, session, store } = settings;
-  return {
-    ...settings,
-    admin: { ...admin, ...(admin.token !== undefined && { token: mask(admin.token) }) },
-    store:
-      typeof store === "string"
-        ? maskUrl(store)
-        : { primary: maskUrl(store.primary), fallback: maskUrl(store.fallback) },
-    session: {
-      ...session,
-      cookie: { ...session.cookie, secrets: session.cookie.secrets.map(mask) },
-      encryptionKeys: session.encryptionKeys.map((key) => (key === PLAINTEXT ? key : mask(key))),
-    },
-  };
 }

@@ -436,6 +436,15 @@ const observe = z
         errors: whole(0, 100_000).default(200).describe("How many of the last failed ones."),
       })
       .prefault({}),
+    dumps: z
+      .strictObject({
+        folder: z
+          .string()
+          .min(1)
+          .optional()
+          .describe("Where SIGUSR2 writes a dump; absent: the system's folder for temporary files."),
+      })
+      .prefault({}),
   })
   .prefault({})
   .describe("Logs, traces and the recorder.");

@@ -68,6 +68,17 @@ export function badRequest(message: string, status = 400): ProxyError {
 /** The store gave no answer: an outage, which is never the same as a session that is not there. */
 export function storeUnavailable(cause: unknown): ProxyError {
   if (cause instanceof ProxyError) return cause;
-  const reason = cause instanceof Error ? cause.message : String(cause);
+  const reason = withoutContents(cause instanceof Error ? cause.message : String(cause));
   return new ProxyError("session_store_unavailable", `the session store gave no answer: ${reason}`, { cause });
+}
+
+/** As long as a session key or a token, and without a blank. */
+const OPAQUE = /[\w-]{40,}/g;
+
+/**
+ * A driver's or a server's message without what it repeats of a command. Redis does that when it does not know one:
+ * `ERR unknown command 'EVALSHA', with args beginning with: …`, keys and user ids included.
+ */
+export function withoutContents(message: string): string {
+  return message.replace(/,? with args beginning with:.*/is, "").replace(OPAQUE, "***");
 }

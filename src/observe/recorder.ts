@@ -39,7 +39,7 @@ export class Recorder {
 }
 
 /** A fixed number of places, the oldest overwritten. */
-class Ring<T> {
+export class Ring<T> {
   readonly #places: T[] = [];
   readonly #size: number;
   #next = 0;

@@ -67,6 +67,7 @@ export class NearCache implements SessionLookup, ChangeListener {
   readonly #flights = new Map<SessionKey, Flight>();
   /** Those that a later one of the same key did not wait for. */
   readonly #overdue = new Set<Flight>();
+  #feed: FeedState = "lost";
   #isTold = false;
   #epoch = 0;
 
@@ -88,6 +89,11 @@ export class NearCache implements SessionLookup, ChangeListener {
 
   get bytes(): number {
     return this.#entries.calculatedSize;
+  }
+
+  /** How the store tells of changes at the moment. */
+  get feedState(): FeedState {
+    return this.#feed;
   }
 
   find(key: SessionKey): MaybePromise<Resolution> {
@@ -124,6 +130,7 @@ export class NearCache implements SessionLookup, ChangeListener {
   }
 
   feed(state: FeedState): void {
+    this.#feed = state;
     this.#isTold = state === "tracking" || state === "messages";
     this.#epoch++;
     if (this.#options.staleOnOutageMs === 0) this.#entries.clear();

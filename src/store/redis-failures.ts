@@ -1,4 +1,5 @@
 import { ReplyError } from "ioredis";
+import { withoutContents } from "../core/errors.ts";
 import type { StoreFailure } from "../core/store.ts";
 
 /** What an error of ioredis means for the operation that met it. */
@@ -46,7 +47,7 @@ const REPLIES: Readonly<Record<string, Reply>> = {
 
 /** Names the failure behind an error, so that it can be counted, and tried again where that is safe. */
 export function redisFailure(error: unknown): RedisFailure {
-  const message = error instanceof Error ? error.message : String(error);
+  const message = withoutContents(error instanceof Error ? error.message : String(error));
   // Scripts, pipelines and ioredis itself put words of their own before the server's.
   const word = /^(?:Too many Cluster redirections. Last error: )?(?:ReplyError: )?([A-Z]+)\b/.exec(message)?.[1];
   const reply = word === undefined ? undefined : REPLIES[word];
