@@ -103,6 +103,9 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   /** The head waits, and so does the end, which nothing holds back where there is no content. */
   #held = false;
   #endedWhileHeld = false;
+  /** How long the content is, where it may come in one piece; and that piece, which waits for the end. */
+  #wholeLength = Number.NaN;
+  #whole: Buffer | undefined;
   #drain: NodeJS.Timeout | undefined;
   #done = false;
 
@@ -164,6 +167,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#res.writeHead(status, plainReason(reason), fields);
     // The head does not wait for the first piece of content: an event stream may take a while to say something.
     if (head.contentLength === undefined) queueMicrotask(() => this.#flushHead());
+    // Small content mostly comes in one piece: node writes that with the head and the end at once.
+    else if (head.contentLength.length < 5) this.#wholeLength = Number(head.contentLength);
   }
 
   #flushHead(): void {
@@ -172,6 +177,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
     this.#exchange.responseBytes += chunk.length;
+    if (chunk.length === this.#wholeLength) {
+      this.#whole = chunk;
+      return;
+    }
     if (this.#res.write(chunk)) return;
     controller.pause();
     if (this.#drain !== undefined) return;
@@ -191,7 +200,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     }
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
-    this.#res.end();
+    if (this.#whole === undefined) this.#res.end();
+    else this.#res.end(this.#whole);
   }
 
   onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
