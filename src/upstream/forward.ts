@@ -201,7 +201,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     if (this.#whole === undefined) this.#res.end();
-    else this.#res.end(this.#whole);
+    else this.#res.end(this.#whole.toString("latin1"), "latin1");
   }
 
   onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
