@@ -3,7 +3,12 @@ import { PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
-import { addSessionCookie, type ResponseHead, type ResponseHeaderRules } from "../core/response-head.ts";
+import {
+  addSessionCookie,
+  type ParsedHeaders,
+  type ResponseHead,
+  type ResponseHeaderRules,
+} from "../core/response-head.ts";
 import { upstreamError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
 
@@ -121,7 +126,12 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     if (this.#done) controller.abort(new Error("the client has gone"));
   }
 
-  onResponseStart(controller: Dispatcher.DispatchController, status: number, _headers: unknown, reason?: string): void {
+  onResponseStart(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    parsed: ParsedHeaders,
+    reason?: string,
+  ): void {
     if (status < 200) {
       if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
         throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
@@ -132,7 +142,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#headSeen = true;
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
     this.#exchange.upstreamStatus = status;
-    const head = this.#request.responseRules.read(rawHeaders(controller));
+    const head = this.#request.responseRules.read(rawHeaders(controller), parsed);
     if (head.commands === undefined && !this.#request.holdsHead) {
       this.#release(status, reason, head);
       return;
@@ -240,7 +250,7 @@ function plainReason(reason = ""): string {
   return /^[\t\x20-\x7e]*$/.test(reason) ? reason : "";
 }
 
-/** The octets of the response head. The parsed form that undici offers beside them has changed bytes and lost order. */
+/** The octets of the response head. The parsed form that undici offers beside them has lost spelling and order. */
 function rawHeaders(controller: Dispatcher.DispatchController): readonly (Buffer | string)[] {
   return Array.isArray(controller.rawHeaders) ? controller.rawHeaders : [];
 }
