@@ -29,6 +29,8 @@ export interface Peer {
   readonly needsRedis: boolean;
   /** Its spans must have reached the collector when the measurement is over. */
   readonly traced: boolean;
+  /** The same peer with observability off: the report compares the two. */
+  readonly quiet?: string;
   /** Whether it removes what `Connection` lists; http-proxy does not. */
   readonly cleansHopByHop: boolean;
   readonly launch: (around: Surroundings) => Launch;
@@ -72,13 +74,23 @@ export const PEERS: readonly Peer[] = [
     ...GATEWAY,
     name: "coatcheck-sqlite",
     about: "SQLite; access log, metrics, recorder, 1 % of traces to a collector",
+    quiet: "coatcheck-quiet",
     launch: (around) => coatcheck(around, "sqlite", OBSERVED),
+  },
+  {
+    ...GATEWAY,
+    name: "coatcheck-redis-quiet",
+    about: "Redis and the near cache; no access log, no traces, no recorder (metrics cannot be switched off)",
+    needsRedis: true,
+    traced: false,
+    launch: (around) => coatcheck(around, "redis", QUIET),
   },
   {
     ...GATEWAY,
     name: "coatcheck-redis",
     about: "Redis and the near cache; access log, metrics, recorder, 1 % of traces to a collector",
     needsRedis: true,
+    quiet: "coatcheck-redis-quiet",
     launch: (around) => coatcheck(around, "redis", OBSERVED),
   },
   {

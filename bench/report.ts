@@ -14,13 +14,27 @@ const COLUMNS = ["cpuMicros", "rps", "busy", "p50Ms", "p99Ms", "rssMiB"] as cons
 const REDIS_COLUMN = "redisCommands";
 type Medians = Record<(typeof COLUMNS)[number] | "errors", number> & { readonly [REDIS_COLUMN]?: number };
 
+/** CPU per request of one peer to that of another in the same round, over all rounds. */
+interface Ratio {
+  readonly median: number;
+  readonly min: number;
+  readonly max: number;
+}
+
 interface Row {
   readonly name: string;
   readonly about: string;
   readonly median: Medians;
-  /** To the baseline of the same round; `undefined` when that was not measured. */
-  readonly ratio: { readonly median: number; readonly min: number; readonly max: number } | undefined;
+  /** `undefined` when the baseline was not measured. */
+  readonly ratio: Ratio | undefined;
   readonly samples: readonly Sample[];
+}
+
+/** What observability costs: a peer with it on, to the same with it off. */
+interface Observability {
+  readonly on: string;
+  readonly off: string;
+  readonly ratio: Ratio;
 }
 
 export type Report = ReturnType<typeof makeReport>;
@@ -28,7 +42,7 @@ export type Report = ReturnType<typeof makeReport>;
 /** What was measured, where and how. */
 export function makeReport(measured: readonly Measured[], options: Options, pins: Pins | undefined) {
   const { rounds, seconds, warmUpSeconds, connections, sessions } = options;
-  const baseline = measured.find(({ peer }) => peer.name === BASELINE)?.samples;
+  const samplesOf = (name: string | undefined) => measured.find(({ peer }) => peer.name === name)?.samples;
   return {
     date: new Date().toISOString(),
     machine: {
@@ -39,7 +53,11 @@ export function makeReport(measured: readonly Measured[], options: Options, pins
       pinned: pins !== undefined,
     },
     parameters: { rounds, seconds, warmUpSeconds, connections, sessions },
-    peers: measured.map((one) => row(one, baseline)),
+    peers: measured.map((one) => row(one, samplesOf(BASELINE))),
+    observability: measured.flatMap(({ peer, samples }): Observability[] => {
+      const quiet = samplesOf(peer.quiet);
+      return quiet === undefined ? [] : [{ on: peer.name, off: peer.quiet ?? "", ratio: ratioOf(samples, quiet) }];
+    }),
   };
 }
 
@@ -50,9 +68,17 @@ function row({ peer, samples }: Measured, baseline: readonly Sample[] | undefine
     ...(commands.length > 0 && { [REDIS_COLUMN]: median(commands) }),
   } as { -readonly [Column in keyof Medians]: Medians[Column] };
   for (const column of COLUMNS) middle[column] = median(samples.map((sample) => sample[column]));
-  const ratios = samples.map((sample, round) => sample.cpuMicros / (baseline?.[round]?.cpuMicros ?? Number.NaN));
-  const ratio = { median: median(ratios), min: Math.min(...ratios), max: Math.max(...ratios) };
-  return { name: peer.name, about: peer.about, median: middle, ratio: baseline && ratio, samples };
+  const ratio = baseline && ratioOf(samples, baseline);
+  return { name: peer.name, about: peer.about, median: middle, ratio, samples };
+}
+
+function ratioOf(samples: readonly Sample[], others: readonly Sample[]): Ratio {
+  const ratios = samples.map((sample, round) => sample.cpuMicros / (others[round]?.cpuMicros ?? Number.NaN));
+  return { median: median(ratios), min: Math.min(...ratios), max: Math.max(...ratios) };
+}
+
+function ratioText({ median, min, max }: Ratio): string {
+  return `**${median.toFixed(2)}** (${min.toFixed(2)}–${max.toFixed(2)})`;
 }
 
 /** Requests that did not end with the expected answer. */
@@ -67,17 +93,16 @@ function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
 }
 
-export function table({ peers }: Report): string {
+export function table({ peers, observability }: Report): string {
   const lines = [
     `| peer | CPU µs/request | ratio to ${BASELINE} | rps | busy | p50 ms | p99 ms | RSS MiB | Redis commands/request | errors |`,
     "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
   ];
   for (const { name, median: m, ratio } of peers) {
-    const times = ratio && `**${ratio.median.toFixed(2)}** (${ratio.min.toFixed(2)}–${ratio.max.toFixed(2)})`;
     const cells = [
       name,
       m.cpuMicros.toFixed(1),
-      times ?? "–",
+      ratio === undefined ? "–" : ratioText(ratio),
       m.rps.toFixed(0),
       `${(m.busy * 100).toFixed(0)} %`,
       m.p50Ms.toFixed(2),
@@ -88,6 +113,9 @@ export function table({ peers }: Report): string {
     ];
     lines.push(`| ${cells.join(" | ")} |`);
   }
+  if (observability.length > 0) lines.push("");
+  for (const { on, off, ratio } of observability)
+    lines.push(`- observability on, \`${on}\`, to off, \`${off}\`: ${ratioText(ratio)}`);
   return `${lines.join("\n")}\n`;
 }
 

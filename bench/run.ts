@@ -62,7 +62,7 @@ async function bench(options: Options, folder: string): Promise<number> {
         throw new Error(`${peer.name}: ${error.message}`, { cause: error });
       });
       samples.push(sample);
-      process.stdout.write(`round ${round + 1}/${rounds}  ${peer.name.padEnd(17)} ${progress(sample)}\n`);
+      process.stdout.write(`round ${round + 1}/${rounds}  ${peer.name.padEnd(24)} ${progress(sample)}\n`);
     }
   }
   await report(measured, context);

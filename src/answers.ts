@@ -72,7 +72,9 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   if (unread) head.push("connection", "close");
   res.writeHead(status, STATUS_CODES[status] ?? "", head);
   if (exchange.method !== "HEAD") exchange.responseBytes = body.length;
-  if (unread && !conversation.expectsContinue && exchange.method !== "HEAD") lingeringEnd(req, res, exchange, body);
+  // Where no content was announced, node has ended the request already, and nothing of it is still under way.
+  const lingers = unread && !req.readableEnded && !conversation.expectsContinue && exchange.method !== "HEAD";
+  if (lingers) lingeringEnd(req, res, exchange, body);
   else res.end(body);
 }
 

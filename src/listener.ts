@@ -53,6 +53,8 @@ export function createListener(gate: Gate): Server {
     requireHostHeader: false, // checked with the rest of the target, where it gets a reason
     insecureHTTPParser: false,
     joinDuplicateHeaders: false,
+    // A request that announces no content has none: node need not play the life of a stream for it.
+    optimizeEmptyRequests: true,
   });
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
 

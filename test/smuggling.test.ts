@@ -197,3 +197,24 @@ t.test("an absolute target: its authority is the host, and the path goes on alon
   t.match(await raw(gateway.port, "GET / HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n"), /^HTTP\/1.1 404 /);
   t.equal((await ask(gateway.url, { headers: { host: "shop.example." } })).status, 200);
 });
+
+t.test("a response reaches the client as sent: spelling, order, repeated fields, octets beyond ASCII", async (t) => {
+  const fields =
+    "ETag: \xe9\xff\r\nX-twice: 1\r\nX-Between: \x80\r\nX-TWICE: 2\r\nset-Cookie: a=1\r\nconstructor: c\r\n" +
+    "__proto__: p\r\nContent-Disposition: attachment; filename=\xfc\r\nSet-Cookie: b=\xe4\r\n";
+  const content = String.fromCharCode(...Array(256).keys());
+  const whole = `HTTP/1.1 200 OK\r\n${fields}Content-Length: 256\r\nConnection: close\r\n\r\n${content}`;
+  const upstream = await startTcp(t, (socket) => {
+    socket.once("data", (request: Buffer) => {
+      const first = request.includes("/whole") ? whole.length : whole.length - 100;
+      socket.write(whole.slice(0, first), "latin1");
+      setTimeout(() => socket.end(whole.slice(first), "latin1"), 20);
+    });
+  });
+  const gateway = await startGateway(t, { routes: [{ upstream: upstream.url, session: "none" }] });
+  for (const path of ["/whole", "/pieces"]) {
+    const answer = await raw(gateway.port, `GET ${path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n`);
+    t.ok(answer.includes(fields), `${path}: the fields`);
+    t.ok(answer.endsWith(`\r\n\r\n${content}`), `${path}: the content`);
+  }
+});

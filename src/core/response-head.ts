@@ -12,6 +12,15 @@ type Verdict =
   | "via"
   | WriteBackCommand;
 
+/** A name as sent, in lower case, and what happens to its field. */
+interface Judged {
+  readonly key: string;
+  readonly verdict: Verdict;
+}
+
+/** A header section as undici hands it over beside the octets: names in lower case, values as Latin-1. */
+export type ParsedHeaders = Readonly<Record<string, string | readonly string[] | undefined>>;
+
 const REMEMBERED_NAMES = 1024;
 
 /** The header section of an upstream's response: what goes to the client, and what it commands. */
@@ -23,16 +32,16 @@ export class ResponseHead {
   commands: Partial<Record<WriteBackCommand, string[]>> | undefined = undefined;
 }
 
-const COMMAND_BY_NAME: Readonly<Record<string, WriteBackCommand>> = {
-  [WRITE_BACK_HEADERS.start]: "start",
-  [WRITE_BACK_HEADERS.set]: "set",
-  [WRITE_BACK_HEADERS.end]: "end",
-};
+const COMMAND_BY_NAME: ReadonlyMap<string, WriteBackCommand> = new Map([
+  [WRITE_BACK_HEADERS.start, "start"],
+  [WRITE_BACK_HEADERS.set, "set"],
+  [WRITE_BACK_HEADERS.end, "end"],
+]);
 
 /** Reads and cleans response headers; the verdict on a name is remembered, as in `HeaderRules`. */
 export class ResponseHeaderRules {
   readonly #sessionCookie: string;
-  readonly #verdicts = new Map<string, Verdict>();
+  readonly #judged = new Map<string, Judged>();
 
   /** @param sessionCookie name of the session cookie. */
   constructor(sessionCookie: string) {
@@ -41,15 +50,17 @@ export class ResponseHeaderRules {
 
   /**
    * @param raw names and values in turn, as octets from the wire: kept as Latin-1, so that no byte is changed.
+   * @param parsed the same section; it has lost order and spelling, but spares a field that comes once another decoding.
    */
-  read(raw: readonly (Buffer | string)[]): ResponseHead {
+  read(raw: readonly (Buffer | string)[], parsed: ParsedHeaders): ResponseHead {
     const head = new ResponseHead();
     let connection: string | undefined;
     let via: string | undefined;
     for (let i = 0; i < raw.length; i += 2) {
       const name = latin1(raw[i] as Buffer | string);
-      const value = latin1(raw[i + 1] as Buffer | string);
-      const verdict = this.#judge(name);
+      const { key, verdict } = this.#judge(name);
+      const once = parsed[key];
+      const value = typeof once === "string" ? once : latin1(raw[i + 1] as Buffer | string);
       if (verdict === "keep") head.kept.push(name, value);
       else if (verdict === "content-length") {
         head.contentLength = value;
@@ -71,17 +82,18 @@ export class ResponseHeaderRules {
     return head;
   }
 
-  #judge(name: string): Verdict {
-    const known = this.#verdicts.get(name);
+  #judge(name: string): Judged {
+    const known = this.#judged.get(name);
     if (known !== undefined) return known;
-    const verdict = judgeAfresh(name.toLowerCase());
-    if (this.#verdicts.size < REMEMBERED_NAMES && name.length <= 64) this.#verdicts.set(name, verdict);
-    return verdict;
+    const key = name.toLowerCase();
+    const judged = { key, verdict: judgeAfresh(key) };
+    if (this.#judged.size < REMEMBERED_NAMES && name.length <= 64) this.#judged.set(name, judged);
+    return judged;
   }
 }
 
 function judgeAfresh(name: string): Verdict {
-  const command = COMMAND_BY_NAME[name];
+  const command = COMMAND_BY_NAME.get(name);
   if (command !== undefined) return command;
   if (
     name === "connection" ||
@@ -94,7 +106,7 @@ function judgeAfresh(name: string): Verdict {
   if (HOP_BY_HOP.has(name)) return "drop";
   const folded = foldName(name);
   // An alias of a command is no command, but it is not for the browser to see either.
-  return Object.hasOwn(COMMAND_BY_NAME, folded) || folded.startsWith(INTERNAL_PREFIX) ? "drop" : "keep";
+  return COMMAND_BY_NAME.has(folded) || folded.startsWith(INTERNAL_PREFIX) ? "drop" : "keep";
 }
 
 /** Content in another coding would reach the client without its name. */

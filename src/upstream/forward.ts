@@ -3,7 +3,12 @@ import { PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
-import { addSessionCookie, type ResponseHead, type ResponseHeaderRules } from "../core/response-head.ts";
+import {
+  addSessionCookie,
+  type ParsedHeaders,
+  type ResponseHead,
+  type ResponseHeaderRules,
+} from "../core/response-head.ts";
 import { upstreamError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
 
@@ -103,6 +108,9 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   /** The head waits, and so does the end, which nothing holds back where there is no content. */
   #held = false;
   #endedWhileHeld = false;
+  /** How long the content is, where it may come in one piece; and that piece, which waits for the end. */
+  #wholeLength = Number.NaN;
+  #whole: Buffer | undefined;
   #drain: NodeJS.Timeout | undefined;
   #done = false;
 
@@ -118,7 +126,12 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     if (this.#done) controller.abort(new Error("the client has gone"));
   }
 
-  onResponseStart(controller: Dispatcher.DispatchController, status: number, _headers: unknown, reason?: string): void {
+  onResponseStart(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    parsed: ParsedHeaders,
+    reason?: string,
+  ): void {
     if (status < 200) {
       if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
         throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
@@ -129,7 +142,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#headSeen = true;
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
     this.#exchange.upstreamStatus = status;
-    const head = this.#request.responseRules.read(rawHeaders(controller));
+    const head = this.#request.responseRules.read(rawHeaders(controller), parsed);
     if (head.commands === undefined && !this.#request.holdsHead) {
       this.#release(status, reason, head);
       return;
@@ -164,6 +177,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#res.writeHead(status, plainReason(reason), fields);
     // The head does not wait for the first piece of content: an event stream may take a while to say something.
     if (head.contentLength === undefined) queueMicrotask(() => this.#flushHead());
+    // Small content mostly comes in one piece: node writes that with the head and the end at once.
+    else if (head.contentLength.length < 5) this.#wholeLength = Number(head.contentLength);
   }
 
   #flushHead(): void {
@@ -172,6 +187,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
     this.#exchange.responseBytes += chunk.length;
+    if (chunk.length === this.#wholeLength) {
+      this.#whole = chunk;
+      return;
+    }
     if (this.#res.write(chunk)) return;
     controller.pause();
     if (this.#drain !== undefined) return;
@@ -191,7 +210,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     }
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
-    this.#res.end();
+    if (this.#whole === undefined) this.#res.end();
+    else this.#res.end(this.#whole.toString("latin1"), "latin1");
   }
 
   onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
@@ -230,7 +250,7 @@ function plainReason(reason = ""): string {
   return /^[\t\x20-\x7e]*$/.test(reason) ? reason : "";
 }
 
-/** The octets of the response head. The parsed form that undici offers beside them has changed bytes and lost order. */
+/** The octets of the response head. The parsed form that undici offers beside them has lost spelling and order. */
 function rawHeaders(controller: Dispatcher.DispatchController): readonly (Buffer | string)[] {
   return Array.isArray(controller.rawHeaders) ? controller.rawHeaders : [];
 }
