@@ -118,7 +118,7 @@ const eventLoop: Row = {
       ],
     }),
     series({
-      title: "CPU",
+      title: "CPU by instance",
       about: "Of one core. More than 1 is the garbage collector, TLS and DNS on other threads.",
       unit: "percentunit",
       queries: [
@@ -142,7 +142,7 @@ const eventLoop: Row = {
       unit: "short",
       queries: [
         { expr: `sum by (instance) (${of("process_open_fds")})`, legend: "{{instance}} descriptors" },
-        { expr: `sum by (instance) (${of("nodejs_active_handles_total")})`, legend: "{{instance}} handles" },
+        { expr: `sum by (instance) (${of("nodejs_active_handles")})`, legend: "{{instance}} handles" },
       ],
     }),
   ],
