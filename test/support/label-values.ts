@@ -1,6 +1,7 @@
 /** The closed sets from which label values come, by label; the compiler holds them against the code. */
 import { ERROR_CODES } from "../../src/core/errors.ts";
 import {
+  LOGOUT_REASONS,
   type SessionOutcome,
   type SessionSource,
   STRIP_CLASSES,
@@ -14,8 +15,6 @@ import { KNOWN, metricOf } from "./dashboards.ts";
 
 /** All words of a type: one more or one less does not compile. */
 const words = <T extends string>(all: Readonly<Record<T, true>>) => Object.keys(all);
-
-const LOGOUT_REASONS = ["expired", "ended", "lost", "signature", "malformed", "newer", "mismatch", "ambiguous"];
 
 const OUTCOMES = words<Exclude<SessionOutcome, "not-asked">>({
   absent: true,
