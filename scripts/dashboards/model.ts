@@ -362,13 +362,10 @@ export function renderDashboard({ uid, title, about, rows }: DashboardOptions): 
   return `${JSON.stringify(dashboard, null, 2)}\n`;
 }
 
+/** At the moment that the series itself names: a restart shows however long the instance was away. */
 function restarts(): Json {
-  return annotation(
-    "Restarts",
-    "red",
-    `changes(${of("process_start_time_seconds")}[$__rate_interval]) > 0`,
-    "restarted",
-  );
+  const expr = `${of("process_start_time_seconds")} * 1000`;
+  return { ...annotation("Restarts", "red", expr, "started"), useValueForTime: true };
 }
 
 function reloads(): Json {
@@ -376,7 +373,7 @@ function reloads(): Json {
   return annotation("Configuration reloads", "blue", expr, "configuration {{result}}");
 }
 
-function annotation(name: string, iconColor: string, expr: string, text: string): Json {
+function annotation(name: string, iconColor: string, expr: string, titleFormat: string): Json {
   return {
     name,
     enable: true,
@@ -385,7 +382,7 @@ function annotation(name: string, iconColor: string, expr: string, text: string)
     iconColor,
     expr,
     step: "30s",
-    titleFormat: text,
+    titleFormat,
     textFormat: "{{instance}}",
     tagKeys: "instance",
   };

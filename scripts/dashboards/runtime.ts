@@ -149,7 +149,7 @@ const eventLoop: Row = {
 };
 
 const memory: Row = {
-  title: "Memory",
+  title: "Heap and buffers",
   panels: [
     series({
       title: "Process",
@@ -193,18 +193,12 @@ const whatRuns: Row = {
       ],
     }),
     series({
-      title: "Restarts",
-      about:
-        "How often the process behind an address was a new one. `increase` would not see a restart: this counts changes of the start time.",
-      unit: "short",
+      title: "Uptime",
+      about: "Since the process behind each address started. It falls to zero at a restart; a saw: something kills it.",
+      unit: "s",
       width: 12,
       height: 6,
-      queries: [
-        {
-          expr: `sum by (instance) (changes(${of("process_start_time_seconds")}[$__rate_interval]))`,
-          legend: "{{instance}}",
-        },
-      ],
+      queries: [{ expr: `time() - max by (instance) (${of("process_start_time_seconds")})`, legend: "{{instance}}" }],
     }),
     series({
       title: "Configuration reloads",

@@ -240,7 +240,7 @@ const life: Row = {
   title: "The life of sessions",
   panels: [
     series({
-      title: "Live sessions",
+      title: "Live sessions by store",
       about: "About how many the store holds. A cliff is a loss; a slope is the night.",
       unit: "short",
       queries: [{ expr: `max by (store) (${of("coatcheck_session_store_sessions")})`, legend: "{{store}}" }],
