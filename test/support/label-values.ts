@@ -10,7 +10,7 @@ import {
 } from "../../src/core/exchange.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
-import { SESSION_EVENTS } from "../../src/session/lifecycle.ts";
+import type { Lifecycle } from "../../src/session/lifecycle.ts";
 import { KNOWN, metricOf } from "./dashboards.ts";
 
 /** All words of a type: one more or one less does not compile. */
@@ -53,7 +53,17 @@ const STATUSES = Array.from({ length: 500 }, (_, i) => String(100 + i));
 const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   coatcheck_session_logouts_total: { reason: LOGOUT_REASONS },
   coatcheck_session_store_failures_total: { reason: STORE_FAILURES },
-  coatcheck_session_events_total: { event: SESSION_EVENTS },
+  coatcheck_session_events_total: {
+    event: words<Parameters<Lifecycle["onEvent"]>[0] | "revoked">({
+      created: true,
+      rotated: true,
+      ended: true,
+      expired: true,
+      evicted: true,
+      mismatch: true,
+      revoked: true,
+    }),
+  },
   coatcheck_session_store_connections_total: {
     event: words<Parameters<StoreObserver["connection"]>[1]>({ ready: true, lost: true }),
   },
