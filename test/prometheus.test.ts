@@ -26,6 +26,7 @@ import {
   startRedis,
   startUpstream,
   temporaryFolder,
+  type Upstream,
 } from "./support/servers.ts";
 
 const OLD_SECRET = "the secret before, that has 32 letters";
@@ -40,6 +41,8 @@ interface Site {
   readonly gateways: readonly Instance[];
   readonly redis: RedisServer;
   readonly prometheus: Prometheus;
+  /** An application that never answers. */
+  readonly silent: Upstream;
 }
 
 interface Instance {
@@ -133,7 +136,7 @@ async function startSite(t: Test): Promise<Site> {
     ],
     ruleFiles: [await eagerRules(t), join(GRAFANA, "prometheus/alerts.yaml")],
   });
-  return { gateways: [first, second], redis, prometheus };
+  return { gateways: [first, second], redis, prometheus, silent };
 }
 
 /** Groups with an interval of their own begin at some time within it; here all of them begin at once. */
@@ -262,10 +265,11 @@ class Traffic {
 
   /** A client that goes away while the application is silent. */
   async #giveUp(): Promise<void> {
+    const { silent } = this.#site;
     const socket = connect(Number(new URL(this.#url()).port), "127.0.0.1");
     await once(socket, "connect");
     socket.write("GET /silent HTTP/1.1\r\nHost: shop\r\n\r\n");
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await once(silent.server, "request");
     socket.destroy();
   }
 

@@ -165,7 +165,7 @@ const memory: Row = {
     }),
     series({
       title: "Heap by space",
-      about: "`old` up after each collection, for hours: a leak. Take a heap snapshot with the admin API.",
+      about: "`old` up after each collection, for hours: a leak. Take a heap profile with the admin API.",
       unit: "bytes",
       stacked: true,
       queries: [{ expr: `sum by (space) (${of("nodejs_heap_space_size_used_bytes")})`, legend: "{{space}}" }],
