@@ -8,6 +8,17 @@ export const RUNBOOK = "https://coatcheck.example/docs/runbook.md";
 
 const DATASOURCE = { type: "prometheus", uid: "${datasource}" };
 const COLUMNS = 24;
+/** Everything that Grafana's schema asks of a link. */
+const LINK = {
+  type: "link",
+  icon: "external link",
+  tooltip: "",
+  tags: [],
+  asDropdown: false,
+  includeVars: false,
+  keepTime: false,
+  targetBlank: true,
+};
 
 export type Unit =
   | "none"
@@ -96,6 +107,8 @@ export function stat(options: StatOptions): Panel {
       orientation: "auto",
       textMode: "auto",
       wideLayout: true,
+      percentChangeColorMode: "standard",
+      showPercentChange: false,
       reduceOptions: { calcs: ["lastNotNull"], fields: "", values: false },
     },
   });
@@ -149,6 +162,7 @@ export function heatmap(options: PanelOptions): Panel {
       filterValues: { le: 1e-9 },
       legend: { show: true },
       rowsFrame: { layout: "auto" },
+      showValue: "never",
       tooltip: { mode: "single", yHistogram: true, showColorScale: false },
       yAxis: { axisPlacement: "left", reverse: false, unit: options.unit },
     },
@@ -164,7 +178,7 @@ export function states(options: StatOptions): Panel {
     type: "state-timeline",
     options: {
       alignValue: "left",
-      legend: { displayMode: "list", placement: "bottom", showLegend: false },
+      legend: { displayMode: "list", placement: "bottom", showLegend: false, calcs: [] },
       mergeValues: true,
       rowHeight: 0.8,
       showValue: "auto",
@@ -201,7 +215,7 @@ export function table(options: TableOptions): Panel {
         defaults: {
           unit: options.unit,
           noValue,
-          custom: { align: "auto", filterable: false },
+          custom: { align: "auto", filterable: false, inspect: false },
           color: { mode: "thresholds" },
           thresholds: { mode: "absolute", steps: [{ color: "text", value: null }] },
         },
@@ -221,7 +235,12 @@ export function table(options: TableOptions): Panel {
           ],
         })),
       },
-      options: { cellHeight: "sm", showHeader: true, sortBy: [{ displayName: columns[0]?.title, desc: true }] },
+      options: {
+        cellHeight: "sm",
+        frameIndex: 0,
+        showHeader: true,
+        sortBy: [{ displayName: columns[0]?.title, desc: true }],
+      },
       targetFormat: "table",
       transformations: [
         { id: "merge", options: {} },
@@ -261,9 +280,7 @@ function panel(
     description: about,
     datasource: DATASOURCE,
     gridPos: { w: width, h: height },
-    ...(alert !== undefined && {
-      links: [{ title: `Runbook: ${alert}`, url: runbookOf(alert), targetBlank: true }],
-    }),
+    ...(alert !== undefined && { links: [{ ...LINK, title: `Runbook: ${alert}`, url: runbookOf(alert) }] }),
     targets: queries.map(({ expr, legend = "__auto", exemplar = false }, index) => ({
       refId: refId(index),
       datasource: DATASOURCE,
@@ -338,22 +355,8 @@ export function renderDashboard({ uid, title, about, rows }: DashboardOptions): 
     timepicker: {},
     fiscalYearStartMonth: 0,
     links: [
-      {
-        type: "dashboards",
-        title: "Coatcheck",
-        tags: ["coatcheck"],
-        asDropdown: false,
-        includeVars: true,
-        keepTime: true,
-      },
-      {
-        type: "link",
-        title: "Runbook",
-        icon: "doc",
-        url: RUNBOOK,
-        targetBlank: true,
-        tooltip: "What each alert means and what to do",
-      },
+      { ...LINK, type: "dashboards", title: "Coatcheck", tags: ["coatcheck"], includeVars: true, keepTime: true },
+      { ...LINK, title: "Runbook", icon: "doc", url: RUNBOOK, tooltip: "What each alert means and what to do" },
     ],
     annotations: { list: [restarts(), reloads()] },
     templating: { list: variables() },
