@@ -12,7 +12,16 @@ import t, { type Test } from "tap";
 import { stringify } from "yaml";
 import { ask, cookiePair, type Reply } from "./support/client.ts";
 import { command, type Running } from "./support/command.ts";
-import { dashboards, GRAFANA, MISSING, metricOf, panelQueries, rules } from "./support/dashboards.ts";
+import {
+  dashboards,
+  GRAFANA,
+  MISSING,
+  metricOf,
+  panelQueries,
+  rules,
+  runbookQueries,
+  variableQueries,
+} from "./support/dashboards.ts";
 import { startReceiver } from "./support/otlp.ts";
 import { type Answer, type Prometheus, startPrometheus } from "./support/prometheus.ts";
 import { comparedIn, parseQuery } from "./support/promql.ts";
@@ -406,6 +415,18 @@ async function checkAnnotations(t: Test, { prometheus }: Site): Promise<void> {
   }
 }
 
+/** The choices above the dashboards, and what the runbook tells people to type. */
+async function checkOthers(t: Test, { prometheus, gateways }: Site): Promise<void> {
+  for (const { file, label, query } of variableQueries()) {
+    const answers = await prometheus.queryAll(asGrafana(query));
+    const choices = new Set(answers.map(({ labels }) => labels[label]));
+    t.equal(choices.size, label === "job" ? 1 : gateways.length, `${file}: choices of ${label}`);
+  }
+  for (const query of runbookQueries()) {
+    if (!isAwaited(query)) t.ok((await prometheus.queryAll(query)).length > 0, query);
+  }
+}
+
 interface RuleState {
   readonly name: string;
   readonly health: string;
@@ -469,6 +490,7 @@ t.test("every panel, annotation, rule and alert gives what makes sense", { timeo
   }
   await t.test("panels", (t) => checkPanels(t, site));
   await t.test("annotations", (t) => checkAnnotations(t, site));
+  await t.test("choices and runbook", (t) => checkOthers(t, site));
   await t.test("rules and alerts", (t) => checkRules(t, site));
   await t.test("what happened would raise alerts", async (t) => {
     const raised = (await site.prometheus.queryAll("count by (alertname) (ALERTS)")).map(

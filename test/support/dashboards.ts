@@ -77,6 +77,23 @@ export function panelQueries(): { dashboard: string; panel: Panel; target: Targe
   );
 }
 
+/** What fills the choices above a dashboard: the label and the series that has it. */
+export function variableQueries(): { file: string; label: string; query: string }[] {
+  return Object.entries(dashboards()).flatMap(([file, { templating }]) =>
+    templating.list.flatMap(({ definition }) => {
+      const [, query, label] = /^label_values\((.*), (\w+)\)$/.exec(String(definition)) ?? [];
+      return query === undefined || label === undefined ? [] : [{ file, label, query }];
+    }),
+  );
+}
+
+export const RUNBOOK = readFileSync(join(ROOT, "docs/runbook.md"), "utf8");
+
+/** What the runbook tells people to type into Prometheus. */
+export function runbookQueries(): string[] {
+  return [...RUNBOOK.matchAll(/```promql\n([\s\S]*?)```/g)].map(([, query = ""]) => query.trim());
+}
+
 /** Metrics that dashboards and alerts use already and that names.ts does not have yet. It has to be empty. */
 const AWAITED: Readonly<Record<string, Pick<MetricDefinition, "type" | "labels">>> = {
   coatcheck_session_logouts_total: { type: "counter", labels: ["reason"] },
@@ -96,7 +113,7 @@ const AWAITED: Readonly<Record<string, Pick<MetricDefinition, "type" | "labels">
   coatcheck_certificate_not_after_timestamp_seconds: { type: "gauge", labels: ["listener"] },
 };
 
-export const DEFINED: Readonly<Record<string, MetricDefinition>> = METRICS;
+const DEFINED: Readonly<Record<string, MetricDefinition>> = METRICS;
 export const KNOWN: Readonly<Record<string, Pick<MetricDefinition, "type" | "labels" | "buckets">>> = {
   ...AWAITED,
   ...DEFINED,
