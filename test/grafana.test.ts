@@ -4,6 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import t, { type Test } from "tap";
 import { parse } from "yaml";
+import { until } from "./support/client.ts";
 import {
   type Dashboard,
   dashboards,
@@ -83,12 +84,16 @@ function labelsIn({ selectors }: ParsedQuery, scraped: ReadonlyMap<string, reado
   return selectors.flatMap(({ metric }) => labelsOf(metric, scraped) ?? []);
 }
 
-/** Series and their labels of a gateway that has answered a request. */
-async function scrape(t: Parameters<typeof startGateway>[0]): Promise<Map<string, string[]>> {
+/** Series and their labels of a gateway that has answered a request, and has had to collect garbage. */
+async function scrape(t: Test): Promise<Map<string, string[]>> {
   const gateway = await startGateway(t, {});
   await fetch(gateway.url);
+  const metrics = await until(async () => {
+    const text = await gateway.metrics();
+    return text.includes("nodejs_gc_duration_seconds_count{") ? text : undefined;
+  });
   const series = new Map<string, string[]>();
-  for (const [, name = "", labels = ""] of (await gateway.metrics()).matchAll(/^(\w+)(?:\{(.*?)\})? /gm)) {
+  for (const [, name = "", labels = ""] of metrics.matchAll(/^(\w+)(?:\{(.*?)\})? /gm)) {
     series.set(name, [...(series.get(name) ?? []), ...[...labels.matchAll(/(\w+)="/g)].map(([, label = ""]) => label)]);
   }
   return series;
@@ -192,6 +197,7 @@ for (const [file, dashboard] of ALL) {
       { metric: "process_start_time_seconds" },
       { metric: "coatcheck_config_reloads_total", call: "increase" },
     ]);
+    for (const selector of annotations) if (selector !== undefined) checkSelector(t, "annotation", selector);
     const [first, second] = dashboard.panels;
     t.match(first, { type: "row", title: "Is it all right?" });
     t.equal(second?.type, "stat");
