@@ -1,10 +1,11 @@
-/** Makes sure that Redis and PostgreSQL are there before the tests: they use real ones, and skip nothing. */
+/** Makes sure that Redis, PostgreSQL and Prometheus are there before the tests: they use real ones, and skip nothing. */
 import { spawnSync } from "node:child_process";
 import { postgresProgram } from "./postgres.ts";
 
 /** Debian's packages, and how to see that one is there. */
 const SERVERS = {
   "redis-server": { version: "7", isThere: () => runs("redis-server") },
+  prometheus: { version: "2.42", isThere: () => runs("prometheus") && runs("promtool") },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
 
@@ -17,7 +18,8 @@ function missing(): (keyof typeof SERVERS)[] {
 }
 
 function aptGet(...args: string[]): boolean {
-  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
+  // RUNLEVEL: invoke-rc.d starts no service of a package; the tests start their own.
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", RUNLEVEL: "1" };
   return spawnSync("apt-get", ["-qq", ...args], { stdio: ["ignore", "ignore", "inherit"], env }).status === 0;
 }
 

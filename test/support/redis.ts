@@ -169,7 +169,8 @@ export function accepts(port: number): Promise<boolean> {
   });
 }
 
-function makeCertificate(folder: string): void {
+/** `server.crt` and `server.key` for 127.0.0.1 and localhost, of nobody's authority. */
+export function makeCertificate(folder: string): void {
   const args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
   const subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"];
   const files = ["-keyout", "server.key", "-out", "server.crt"];

@@ -1,0 +1,316 @@
+import {
+  type DashboardOptions,
+  heatmap,
+  of,
+  orZero,
+  quantile,
+  type Row,
+  rate,
+  series,
+  stat,
+  sumRate,
+  table,
+} from "./model.ts";
+import { lookupsP99, STORE_WORDS, surpriseLogouts } from "./shared.ts";
+
+const SERVER = "http_server_request_duration_seconds";
+const CLIENT = "http_client_request_duration_seconds";
+const OVERHEAD = "coatcheck_proxy_overhead_seconds";
+const FAILED = 'http_response_status_code=~"5.."';
+
+/** A client that went away is nobody's failure. */
+const COUNTED = 'http_response_status_code!="499"';
+
+/** What of the alerts' objective the stat turns red at; the rules say the same. */
+export const AVAILABILITY_OBJECTIVE = 0.999;
+
+const isItAllRight: Row = {
+  title: "Is it all right?",
+  panels: [
+    stat({
+      title: "Availability",
+      about:
+        "Share of requests that were not answered with 5xx, by the application or by the gateway. Clients that went away do not count. Red below the objective of the alerts.",
+      unit: "percentunit",
+      decimals: 2,
+      max: 1,
+      noValue: "no traffic",
+      alert: "CoatcheckAvailabilityBudgetBurn",
+      thresholds: [
+        ["red", null],
+        ["orange", AVAILABILITY_OBJECTIVE],
+        ["green", 1 - (1 - AVAILABILITY_OBJECTIVE) / 2],
+      ],
+      queries: [{ expr: `1 - ${orZero(sumRate(`${SERVER}_count`, FAILED))} / ${sumRate(`${SERVER}_count`, COUNTED)}` }],
+    }),
+    stat({
+      title: "Requests",
+      about: "Requests a second that ended. None for minutes: nobody reaches the gateway, or Prometheus does not.",
+      unit: "reqps",
+      noValue: "no traffic",
+      thresholds: [["blue", null]],
+      queries: [{ expr: sumRate(`${SERVER}_count`) }],
+    }),
+    stat({
+      title: "Duration p99",
+      about:
+        "99 of 100 requests took no longer, the application included. If this is high and the overhead is not, it is the application.",
+      unit: "s",
+      noValue: "no traffic",
+      thresholds: [
+        ["green", null],
+        ["orange", 1],
+        ["red", 5],
+      ],
+      queries: [{ expr: quantile(0.99, SERVER) }],
+    }),
+    stat({
+      title: "Overhead p99",
+      about: "What the gateway itself took of a request, the session look-up included. Normal: a millisecond or two.",
+      unit: "s",
+      noValue: "no traffic",
+      thresholds: [
+        ["green", null],
+        ["orange", 0.01],
+        ["red", 0.05],
+      ],
+      queries: [{ expr: quantile(0.99, OVERHEAD) }],
+    }),
+    stat({
+      title: "Surprise logouts",
+      about:
+        "Visitors a minute who came with a session cookie of ours and were not recognised, though nothing of theirs had ended. Normal: none. Go to the Sessions dashboard for the reason.",
+      unit: "cpm",
+      alert: "CoatcheckSurpriseLogouts",
+      thresholds: [
+        ["green", null],
+        ["orange", 1],
+        ["red", 6],
+      ],
+      queries: [{ expr: `60 * ${orZero(surpriseLogouts())}` }],
+    }),
+    stat({
+      title: "Session store",
+      about:
+        "Whether the session store answers every instance. DOWN: whoever needs a session gets 503, nobody is logged out. Go to the Store dashboard.",
+      unit: "none",
+      alert: "CoatcheckStoreDown",
+      noValue: "not asked yet",
+      thresholds: [["text", null]],
+      words: STORE_WORDS,
+      queries: [{ expr: `min(${of("coatcheck_session_store_up")})` }],
+    }),
+    stat({
+      title: "Upstreams down",
+      about: "Upstreams whose last request was not answered, counted for each instance.",
+      unit: "short",
+      alert: "CoatcheckUpstreamDown",
+      thresholds: [
+        ["green", null],
+        ["red", 1],
+      ],
+      queries: [{ expr: orZero(`count(${of("coatcheck_upstream_up")} == 0)`) }],
+    }),
+    stat({
+      title: "Instances down",
+      about: "Instances whose metrics Prometheus cannot read.",
+      unit: "short",
+      alert: "CoatcheckDown",
+      thresholds: [
+        ["green", null],
+        ["red", 1],
+      ],
+      queries: [{ expr: orZero(`count(${of("up")} == 0)`) }],
+    }),
+    table({
+      title: "Alerts",
+      about:
+        "Alerts of Coatcheck that are firing, or pending: true, but not for long enough yet. Empty is good, if the rules in grafana/prometheus are loaded.",
+      unit: "none",
+      noValue: "none",
+      height: 5,
+      labels: { alertname: "Alert", severity: "Severity", alertstate: "State" },
+      columns: [
+        {
+          title: "Series",
+          unit: "short",
+          // Prometheus makes this one itself; what is burnt or absent has no instance.
+          query: 'count by (alertname, severity, alertstate) (ALERTS{job=~"$job", alertname=~"Coatcheck.+"})',
+        },
+      ],
+    }),
+  ],
+};
+
+const ROUTE_QUERIES = {
+  requests: sumRate(`${SERVER}_count`, "", ["http_route"]),
+  // A route without a failure has no such series: 0 of its own requests.
+  failures: `(${sumRate(`${SERVER}_count`, FAILED, ["http_route"])} or 0 * ${sumRate(`${SERVER}_count`, "", ["http_route"])}) / ${sumRate(`${SERVER}_count`, COUNTED, ["http_route"])}`,
+};
+
+const routes: Row = {
+  title: "Requests, errors, durations by route",
+  panels: [
+    table({
+      title: "Routes now",
+      about: "Each route of the configuration; `none` is what no route matches. Sorted by requests.",
+      unit: "none",
+      height: 7,
+      labels: { http_route: "Route" },
+      columns: [
+        { title: "Requests", unit: "reqps", query: ROUTE_QUERIES.requests },
+        {
+          title: "Failed",
+          unit: "percentunit",
+          query: ROUTE_QUERIES.failures,
+          thresholds: [
+            ["transparent", null],
+            ["orange", 0.001],
+            ["red", 0.05],
+          ],
+        },
+        { title: "p50", unit: "s", query: quantile(0.5, SERVER, "", ["http_route"]) },
+        { title: "p99", unit: "s", query: quantile(0.99, SERVER, "", ["http_route"]) },
+      ],
+    }),
+    series({
+      title: "Requests by route",
+      about:
+        "How many requests of each route ended. A route that falls to nothing while others go on: its links or its load balancer.",
+      unit: "reqps",
+      width: 8,
+      stacked: true,
+      queries: [{ expr: ROUTE_QUERIES.requests, legend: "{{http_route}}" }],
+    }),
+    series({
+      title: "Failed requests by route",
+      about: "Share of 5xx. One route: its application. All at once: the session store, or the gateway itself.",
+      unit: "percentunit",
+      width: 8,
+      max: 1,
+      alert: "CoatcheckAvailabilityBudgetBurn",
+      queries: [{ expr: ROUTE_QUERIES.failures, legend: "{{http_route}}" }],
+    }),
+    series({
+      title: "Duration p95 by route",
+      about: "19 of 20 requests took no longer. The points are single requests: each leads to its trace.",
+      unit: "s",
+      width: 8,
+      queries: [{ expr: quantile(0.95, SERVER, "", ["http_route"]), legend: "{{http_route}}", exemplar: true }],
+    }),
+  ],
+};
+
+const errors: Row = {
+  title: "Errors by cause",
+  panels: [
+    series({
+      title: "Failures of the gateway by cause",
+      about:
+        "Requests that ended with an error of our own, by the word that is also in Proxy-Status, in the log and in the trace. `session_store_unavailable`: the store. `connection_refused`, `connection_terminated`, `http_response_timeout`: the application. `http_request_error`: what clients sent.",
+      unit: "reqps",
+      stacked: true,
+      queries: [{ expr: sumRate(`${SERVER}_count`, 'error_type!=""', ["error_type"]), legend: "{{error_type}}" }],
+    }),
+    series({
+      title: "Responses by status",
+      about:
+        "What clients were answered. 499: the client went away before the end; many of them mean that people gave up waiting.",
+      unit: "reqps",
+      stacked: true,
+      queries: [
+        {
+          expr: sumRate(`${SERVER}_count`, "", ["http_response_status_code"]),
+          legend: "{{http_response_status_code}}",
+        },
+      ],
+    }),
+    series({
+      title: "Failed attempts upstream",
+      about:
+        "Attempts that got no whole response, by upstream and cause. Nothing here and 5xx above: the application itself answered with an error.",
+      unit: "reqps",
+      alert: "CoatcheckUpstreamDown",
+      queries: [
+        {
+          expr: sumRate(`${CLIENT}_count`, 'error_type!=""', ["server_address", "server_port", "error_type"]),
+          legend: "{{server_address}}:{{server_port}} {{error_type}}",
+        },
+      ],
+    }),
+    series({
+      title: "Upstream up",
+      about: "Whether the last request to each upstream was answered, as the worst instance sees it.",
+      unit: "bool_yes_no",
+      max: 1,
+      alert: "CoatcheckUpstreamDown",
+      queries: [
+        {
+          expr: `min by (server_address, server_port) (${of("coatcheck_upstream_up")})`,
+          legend: "{{server_address}}:{{server_port}}",
+        },
+      ],
+    }),
+  ],
+};
+
+const time: Row = {
+  title: "Where the time goes",
+  panels: [
+    series({
+      title: "Overhead beside upstream time",
+      about:
+        "Logarithmic. Whole requests, the part of it upstream, and what the gateway itself took. If whole and upstream rise together it is the application; if the overhead rises, it is the look-up (beside it) or the event loop.",
+      unit: "s",
+      logarithmic: true,
+      colors: {
+        "overhead p50": "light-orange",
+        "overhead p99": "orange",
+        "upstream p50": "light-blue",
+        "upstream p99": "blue",
+        "whole p99": "purple",
+        "look-up p99": "green",
+      },
+      queries: [
+        { expr: quantile(0.5, OVERHEAD), legend: "overhead p50" },
+        { expr: quantile(0.99, OVERHEAD), legend: "overhead p99", exemplar: true },
+        { expr: quantile(0.5, CLIENT), legend: "upstream p50" },
+        { expr: quantile(0.99, CLIENT), legend: "upstream p99", exemplar: true },
+        { expr: quantile(0.99, SERVER), legend: "whole p99" },
+        { expr: lookupsP99(), legend: "look-up p99" },
+      ],
+    }),
+    heatmap({
+      title: "Overhead",
+      about:
+        "How many requests took how much of the gateway's own time. Two bands: cached sessions, and those that were asked for. A third: something stalls.",
+      unit: "s",
+      queries: [{ expr: `sum by (le) (${rate(`${OVERHEAD}_bucket`)})`, exemplar: true }],
+    }),
+    series({
+      title: "Active requests",
+      about:
+        "Requests in flight. Rises when the application slows down or clients read slowly. It should fall to zero at night; what does not, hangs.",
+      unit: "short",
+      queries: [
+        {
+          expr: `sum by (http_request_method) (${of("http_server_active_requests")})`,
+          legend: "{{http_request_method}}",
+        },
+      ],
+    }),
+    heatmap({
+      title: "Duration of requests",
+      about: "How many requests took how long. The points are single requests: each leads to its trace.",
+      unit: "s",
+      queries: [{ expr: `sum by (le) (${rate(`${SERVER}_bucket`)})`, exemplar: true }],
+    }),
+  ],
+};
+
+export const overview: DashboardOptions = {
+  uid: "coatcheck-overview",
+  title: "Coatcheck / Overview",
+  about: "Start here: requests, errors by cause, durations, and what of them is the gateway's.",
+  rows: [isItAllRight, routes, errors, time],
+};
