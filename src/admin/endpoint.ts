@@ -151,9 +151,10 @@ export function durationText({ min, max, example }: Readonly<Record<"min" | "max
     const ms = parseDuration(text);
     return ms !== undefined && ms >= (parseDuration(min) ?? 0) && ms <= (parseDuration(max) ?? Infinity);
   };
+  const error = `must be a duration from ${min} to ${max}, such as ${example}`;
   return z
-    .string()
-    .refine(isWithin, { error: `must be a duration from ${min} to ${max}, such as ${example}` })
+    .string({ error })
+    .refine(isWithin, { error })
     .transform((text) => parseDuration(text) ?? 0);
 }
 

@@ -83,7 +83,7 @@ export class Watches {
       handles: new Set("handle" in target ? [target.handle] : []),
       ...before,
       endsAt: now + forMs,
-      timer: setTimeout(() => this.#end(id, "time"), forMs).unref(),
+      timer: later(forMs, () => this.#end(id, "time")),
     };
     this.#watches.set(id, watch);
     clearTimeout(this.#grace?.timer);
@@ -164,10 +164,10 @@ export class Watches {
     clearTimeout(watch.timer);
     this.#watches.delete(id);
     if (this.#watches.size === 0) {
-      const timer = setTimeout(() => {
+      const timer = later(GRACE_MS, () => {
         this.#ring = undefined;
         this.#grace = undefined;
-      }, GRACE_MS).unref();
+      });
       this.#grace = { timer, endsAt: Date.now() + GRACE_MS };
     }
     this.#options.onEnded(watch, by);
@@ -199,6 +199,13 @@ function remember(known: Set<Handle>, handle: Handle | undefined): void {
   known.add(handle);
   const [oldest] = known;
   if (known.size > MAX_HANDLES && oldest !== undefined) known.delete(oldest);
+}
+
+/** Does something in so many milliseconds, if the process still runs then. */
+function later(ms: number, work: () => void): NodeJS.Timeout {
+  const timer = setTimeout(work, ms);
+  timer.unref();
+  return timer;
 }
 
 function count(watch: RunningWatch, exchange: Exchange): void {
