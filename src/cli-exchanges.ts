@@ -11,6 +11,8 @@ const USAGE = `Usage:
 Filters; a request is shown if it is like all that are given:
       --route ID             as logs and metrics have it, such as '*/shop'
       --outcome OUTCOME      of the session: hit, absent, unknown, expired, malformed, unavailable, …
+      --logout REASON        why a visitor with a cookie was not recognised: expired, ended, lost, signature, …;
+                             surprise: any but the first two
       --decision DECISION    of the route's policy: identified, anonymous, denied, login-redirect, outage
       --status STATUS        503, or 5xx
       --error TYPE           such as connection_refused
@@ -33,6 +35,7 @@ const OPTIONS = {
   ...ADMIN_OPTIONS,
   route: { type: "string" },
   outcome: { type: "string" },
+  logout: { type: "string" },
   decision: { type: "string" },
   status: { type: "string" },
   error: { type: "string" },
@@ -63,8 +66,8 @@ export async function runExchanges(args: readonly string[], environment: Environ
   const { values, positionals } = parse(shieldValues(args, ["--handle"]), OPTIONS);
   if (values.help) return print(USAGE);
   if (positionals.length > 0) throw new UsageError(`unexpected "${plain(positionals.join(" "))}"`);
-  const { route, outcome, decision, status, error, handle, path, trace, ring, limit = DEFAULT_LIMIT } = values;
-  const filters = { route, outcome, decision, status, error, handle, path };
+  const { route, outcome, logout, decision, status, error, handle, path, trace, ring, limit = DEFAULT_LIMIT } = values;
+  const filters = { route, outcome, logout, decision, status, error, handle, path };
   const list = await callAdmin<ExchangeList>(adminOf(values, environment), {
     method: "GET",
     path: `/debug/exchanges${query({ ...filters, slowerThan: values["slower-than"], traceId: trace, ring, limit })}`,

@@ -57,6 +57,9 @@ t.test("each filter picks what it says, and several are joined by and", async (t
     ["outcome=hit", ["/account/me"]],
     ["outcome=absent", ["/account/none", "/start"]],
     ["outcome=malformed", ["/account/forged"]],
+    ["logout=signature", ["/account/forged"]],
+    ["logout=surprise", ["/account/forged"]],
+    ["logout=lost", []],
     ["decision=denied", ["/account/none", "/account/forged"]],
     ["status=500", ["/slow/500"]],
     ["status=5xx", ["/gone", "/slow/500"]],
@@ -97,6 +100,7 @@ t.test("what cannot be asked is refused with what to write instead", async (t) =
   const cases: [query: string, message: RegExp][] = [
     ["ring=other", /^ring must be one of recent, slow, errors, watch$/],
     ["outcome=lost", /^outcome must be one of not-asked, absent, hit, /],
+    ["logout=bored", /^logout must be one of expired, ended, lost, .*, surprise$/],
     ["decision=maybe", /^decision must be one of /],
     ["status=600", /^status must be a status such as 503, or a class such as 5xx$/],
     ["status=5x", /class such as 5xx/],
@@ -217,7 +221,12 @@ t.test("every outcome of a session has a reason of its own", (t) => {
     exchange.session = outcome;
     return reasonOf(renderRecord(exchange));
   });
-  t.equal(new Set(reasons).size, outcomes.length);
+  exchange.session = "unknown";
+  for (const logout of ["ended", "lost"] as const) {
+    exchange.logout = logout;
+    reasons.push(reasonOf(renderRecord(exchange)));
+  }
+  t.equal(new Set(reasons).size, outcomes.length + 2);
   exchange.clientGone = true;
   t.match(reasonOf(renderRecord(exchange)), /the client went away/);
   t.end();

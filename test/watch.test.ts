@@ -86,7 +86,8 @@ t.test("by user: the request that shows that the session was lost", async (t) =>
     session: { handle },
     writeBack: [{ command: "start", result: "saved" }],
   });
-  t.match(lost, { request: { path: "/lost" }, session: { outcome: "unknown", handle } });
+  t.match(lost, { request: { path: "/lost" }, session: { outcome: "unknown", logout: "ended", handle } });
+  t.match(lost?.reason, /the session was ended: by a logout, an operator, or maxPerUser$/);
 });
 
 t.test("by user: a login that fails is one of their requests", async (t) => {

@@ -2,6 +2,7 @@ import { z } from "zod";
 import { ERROR_CODES } from "../core/errors.ts";
 import {
   COOKIE_VERDICTS,
+  LOGOUT_REASONS,
   POLICY_DECISIONS,
   SESSION_OUTCOMES,
   SESSION_SOURCES,
@@ -56,6 +57,7 @@ const RECORD = z.strictObject({
     cookieSecret: z.int().optional().describe("Which of `session.cookie.secrets` verified the cookie, from 0."),
     outcome: z.enum(SESSION_OUTCOMES),
     source: z.enum(SESSION_SOURCES).optional(),
+    logout: z.enum(LOGOUT_REASONS).optional().describe("Why a visitor with a cookie of ours was not recognised."),
     staleMs: z.number().optional().describe("With the source `stale`: how old the session was."),
     handle: z.string().optional(),
     decision: z.enum(POLICY_DECISIONS),

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { ERROR_CODES } from "../core/errors.ts";
-import { POLICY_DECISIONS, SESSION_OUTCOMES } from "../core/exchange.ts";
+import { LOGOUT_REASONS, POLICY_DECISIONS, SESSION_OUTCOMES } from "../core/exchange.ts";
 import { handleOf } from "../core/session.ts";
 import { select } from "../observe/exchange-filter.ts";
 import type { Observer } from "../observe/observer.ts";
@@ -27,6 +27,11 @@ const QUERY = z.strictObject({
   limit: wholeText(1, MAX_LIMIT).default(DEFAULT_LIMIT).describe("How many at the most."),
   route: z.string().optional().describe("Id of the route, as records and metrics have it."),
   outcome: oneOf(SESSION_OUTCOMES).optional().describe("What became of the session."),
+  logout: oneOf([...LOGOUT_REASONS, "surprise"])
+    .optional()
+    .describe(
+      "Why a visitor with a cookie of ours was not recognised; surprise: any reason but `expired` and `ended`.",
+    ),
   decision: oneOf(POLICY_DECISIONS).optional().describe("What the policy of the route made of that."),
   status: z
     .string()

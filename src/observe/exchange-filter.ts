@@ -1,10 +1,12 @@
-import type { PolicyDecision, SessionOutcome } from "../core/exchange.ts";
+import type { LogoutReason, PolicyDecision, SessionOutcome } from "../core/exchange.ts";
 import type { ExchangeRecord, WatchedRecord } from "./record.ts";
 
 /** What a request must be like to be shown; all that is given must hold. */
 export interface ExchangeFilter {
   readonly route?: string | undefined;
   readonly outcome?: SessionOutcome | undefined;
+  /** `surprise`: every reason but an expiry and an end that somebody wanted. */
+  readonly logout?: LogoutReason | "surprise" | undefined;
   readonly decision?: PolicyDecision | undefined;
   /** `503`, or `5xx` for a class. */
   readonly status?: string | undefined;
@@ -57,6 +59,7 @@ function matches(record: ExchangeRecord & Partial<WatchedRecord>, filter: Exchan
   return (
     is(filter.route, record.route) &&
     is(filter.outcome, session.outcome) &&
+    (filter.logout === undefined || isLogout(session.logout, filter.logout)) &&
     is(filter.decision, session.decision) &&
     is(filter.handle, session.handle) &&
     is(filter.error, record.error?.type) &&
@@ -70,6 +73,11 @@ function matches(record: ExchangeRecord & Partial<WatchedRecord>, filter: Exchan
 
 function is<T>(wanted: T | undefined, value: T | undefined): boolean {
   return wanted === undefined || wanted === value;
+}
+
+function isLogout(reason: LogoutReason | undefined, wanted: LogoutReason | "surprise"): boolean {
+  if (wanted !== "surprise") return reason === wanted;
+  return reason !== undefined && reason !== "expired" && reason !== "ended";
 }
 
 /** @param wanted `503`, or `5xx`. */

@@ -106,7 +106,7 @@ const OUTCOME_TEXTS: Readonly<Record<ExchangeRecord["session"]["outcome"], strin
   "not-asked": "the route asks for no session",
   absent: "no session cookie came",
   hit: "the session is there",
-  unknown: "the store does not know the session of the cookie: it was ended, or the store has lost it",
+  unknown: "the store does not know the session of the cookie",
   expired: "the session has expired",
   malformed: "what the store holds for the cookie cannot be read",
   newer: "the session was written by a later version of Coatcheck",
@@ -115,11 +115,12 @@ const OUTCOME_TEXTS: Readonly<Record<ExchangeRecord["session"]["outcome"], strin
   unavailable: "the session store gave no answer",
 };
 
-function sessionReason({ session }: ExchangeRecord): string {
+function sessionReason({ session: { outcome, logout, cookie } }: ExchangeRecord): string {
   // A cookie that does not verify never gets as far as the store.
-  if (session.outcome === "malformed" && session.cookie !== "valid")
-    return `the session cookie is ${REFUSED[session.cookie]}`;
-  return OUTCOME_TEXTS[session.outcome];
+  if (outcome === "malformed" && cookie !== "valid") return `the session cookie is ${REFUSED[cookie]}`;
+  if (logout === "ended") return "the session was ended: by a logout, an operator, or maxPerUser";
+  if (logout === "lost") return "the store has lost the session: it does not know it, and nobody was heard ending it";
+  return OUTCOME_TEXTS[outcome];
 }
 
 const REFUSED = {
