@@ -24,7 +24,7 @@ Filters; a request is shown if it is like all that are given:
 Options:
       --ring NAME       recent (default), slow or errors, which busy hours do not wash away so soon; or watch
       --limit N         how many at the most (default: 20)
-      --steps           each with its steps
+      --steps           each with its steps, and with its header sections, masked, if it was under watch
       --json            what the admin listener answers, for machines
 ${ADMIN_HELP}
 
@@ -81,7 +81,7 @@ function renderTable(list: ExchangeList): string {
   if (matched === 0) return renderNothing(list);
   const heading = ["TIME (UTC)", "STATUS", "TOOK", "REQUEST", "SESSION", "HANDLE", "TRACE", "WHAT BECAME OF IT"];
   const rows = exchanges.map((exchange) => [
-    exchange.time.slice(11, 23),
+    exchange.time.slice(5, 23).replace("T", " "),
     String(exchange.response.status),
     shownMs(exchange.timings.ended),
     plain(requestText(exchange), 60),
@@ -95,24 +95,43 @@ function renderTable(list: ExchangeList): string {
 }
 
 function renderSteps(list: ExchangeList): string {
-  if (list.matched === 0) return renderNothing(list);
-  return list.exchanges
-    .map((exchange) => {
-      const { time, traceId, response, reason, steps } = exchange;
-      const rows = steps.map(({ step, atMs, tookMs, detail }) => [
-        atMs === undefined ? "" : shownMs(atMs),
-        step,
-        plain(detail, 500) + (tookMs === undefined ? "" : ` [${shownMs(tookMs)}]`),
-      ]);
-      const heading = `${plain(requestText(exchange), 600)} · ${response.status} · ${time} · trace ${traceId}`;
-      return `${heading}\n${plain(reason, 500)}\n${table([["AT", "STEP", "WHAT [HOW LONG]"], ...rows], [0])}`;
+  return list.matched === 0 ? renderNothing(list) : list.exchanges.map(renderStory).join("\n");
+}
+
+function renderStory(exchange: ShownExchange): string {
+  const { time, traceId, response, reason, steps } = exchange;
+  const rows = steps.map(({ step, atMs, tookMs, detail }) => [
+    atMs === undefined ? "" : shownMs(atMs),
+    step,
+    plain(detail, 500) + (tookMs === undefined ? "" : ` [${shownMs(tookMs)}]`),
+  ]);
+  const heading = `${plain(requestText(exchange), 600)} · ${response.status} · ${time} · trace ${traceId}`;
+  const story = table([["AT", "STEP", "WHAT [HOW LONG]"], ...rows], [0]);
+  return `${heading}\n${plain(reason, 500)}\n${story}${renderFields(exchange)}`;
+}
+
+/** The header sections of a request under watch; what is not shown is `*** (N)`. */
+function renderFields({ watch }: ShownExchange): string {
+  if (watch === undefined) return "";
+  const { query, request, forwarded, upstreamResponse, response } = watch;
+  const sections = [
+    { title: `from the client${query === undefined ? "" : `, query ${query}`}`, fields: request },
+    { title: "to the application", fields: forwarded },
+    { title: "from the application", fields: upstreamResponse },
+    { title: "to the client", fields: response },
+  ];
+  return sections
+    .filter(({ fields }) => fields !== undefined)
+    .map(({ title, fields = [] }) => {
+      const lines = fields.map(({ name, value }) => `  ${plain(name, 64)}: ${plain(value, 600)}\n`);
+      return `${title}\n${lines.join("")}`;
     })
-    .join("\n");
+    .join("");
 }
 
 function renderNothing({ ring, kept }: ExchangeList): string {
   return kept === 0
-    ? `The ring ${ring} is empty: nothing of that kind has happened since the start.\n`
+    ? `The ring ${ring} is empty.\n`
     : `None of the ${grouped(kept)} requests in the ring ${ring} is like that.\n`;
 }
 

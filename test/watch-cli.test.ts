@@ -50,7 +50,7 @@ t.test("followed: a line for each request as it comes, and Ctrl-C ends the watch
   const [, cart, gone, account, ended, rest] = following.stdout().split("\n");
   t.match(
     cart,
-    /^\d\d:\d\d:\d\d\.\d{3} {2}200 {2} *[\d.]+ m?s {2}GET 127\.0\.0\.1\/cart · hit \(store\) · passed on with session .{12} · trace [0-9a-f]{32}$/,
+    /^\d\d:\d\d:\d\d\.\d{3} {2}200 {2} *[\d.]+ m?s {2}GET 127\.0\.0\.1\/cart · hit \(store\) · passed on with the identity of the session · trace [0-9a-f]{32}$/,
   );
   t.match(gone, /502 .* GET 127\.0\.0\.1\/gone · not-asked · connection_refused: /);
   t.match(account, /200 .* GET 127\.0\.0\.1\/account · hit/);
@@ -88,6 +88,11 @@ t.test("followed as JSON: a record a line, and an end that comes from elsewhere"
     { request: { path: "/one" }, watch: { request: [{ name: "cookie", value: /^session=\*\*\*/ }, {}, {}] } },
     { request: { path: "/two" } },
   ]);
+  const steps = await call("exchanges", "--ring", "watch", "--steps", "--limit", "1");
+  t.match(
+    steps.stdout,
+    /^GET 127\.0\.0\.1\/two · 200 [\s\S]*\nfrom the client\n {2}cookie: session=\*\*\* \(87\)\n[\s\S]*\nto the application\n[\s\S]* {2}X-User-Id: \*\*\* \(3\)\n[\s\S]*\nfrom the application\n[\s\S]*\nto the client\n/,
+  );
   t.match(following.stderr(), /^Watching session .{12} until .*\nThe watch has ended\. 2 requests shown\.\n$/);
 });
 
@@ -110,7 +115,7 @@ t.test("without a terminal it is begun and left alone", async (t) => {
 
 t.test("exchanges: a table, the steps of one, and what to think of nothing", async (t) => {
   const { call, visit, closed, handle, gateway } = await setUp(t);
-  t.match(await call("exchanges", "--ring", "errors"), { status: 0, stdout: /^The ring errors is empty: / });
+  t.match(await call("exchanges", "--ring", "errors"), { status: 0, stdout: "The ring errors is empty.\n" });
   await visit("/account/me");
   await ask(`${gateway.url}/account/none`);
   await visit("/gone");
@@ -121,7 +126,7 @@ t.test("exchanges: a table, the steps of one, and what to think of nothing", asy
   t.match(heading, /^TIME \(UTC\) +STATUS +TOOK +REQUEST +SESSION +HANDLE +TRACE +WHAT BECAME OF IT$/);
   t.match(
     gone,
-    /^\d\d:\d\d:\d\d\.\d{3} +502 .* GET 127\.0\.0\.1\/gone +not-asked +- +[0-9a-f]{32} +connection_refused: /,
+    /^\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} +502 .* GET 127\.0\.0\.1\/gone +not-asked +- +[0-9a-f]{32} +connection_refused: /,
   );
   t.match(none, /401 .* absent +- .* turned away: the route needs a session, and no session cookie came$/);
   t.ok(me?.includes(` hit (store)  ${handle}  `));

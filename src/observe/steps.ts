@@ -36,7 +36,7 @@ export function stepsOf(record: ExchangeRecord): Step[] {
     steps.push({ step: "cookie", detail: cookieText(session) });
     steps.push({
       step: "session",
-      atMs: timings.resolveStarted,
+      atMs: rounded(timings.resolveStarted),
       tookMs: between(timings.resolveStarted, timings.resolved),
       detail: sessionText(record),
     });
@@ -45,40 +45,45 @@ export function stepsOf(record: ExchangeRecord): Step[] {
     steps.push({ step: "route", detail: "none for this host and path" });
   }
   steps.push(...upstreamSteps(record));
-  steps.push({ step: "ended", atMs: timings.ended, detail: endText(record) });
+  steps.push({ step: "ended", atMs: rounded(timings.ended), detail: endText(record) });
   return steps;
 }
 
-function upstreamSteps({ upstream, headers, timings, writeBack = [], writeBackKeysDropped }: ExchangeRecord): Step[] {
+function upstreamSteps(record: ExchangeRecord): Step[] {
+  const { upstream, headers, timings, writeBack = [] } = record;
   if (upstream === undefined) return [];
   const { forwarded, upstreamHead, saved, upstreamEnd } = timings;
   const steps: Step[] = [
     { step: "injected", detail: headers.identity.join(", ") || "identity headers, all of them empty" },
-    { step: "forwarded", atMs: forwarded, detail: `to ${upstream.address}` },
+    { step: "forwarded", atMs: rounded(forwarded), detail: `to ${upstream.address}` },
   ];
   if (upstream.status !== undefined) {
     const tookMs = between(forwarded, upstreamHead);
-    steps.push({ step: "upstream-head", atMs: upstreamHead, tookMs, detail: `status ${upstream.status}` });
+    steps.push({ step: "upstream-head", atMs: rounded(upstreamHead), tookMs, detail: `status ${upstream.status}` });
   }
   if (writeBack.length > 0) {
-    const results = writeBack.map(({ command, result }) => `${command} ${result}`);
-    if (writeBackKeysDropped > 0) results.push(`${writeBackKeysDropped} keys dropped that the route may not write`);
-    steps.push({ step: "write-back", atMs: saved, tookMs: between(upstreamHead, saved), detail: results.join(", ") });
+    const tookMs = between(upstreamHead, saved);
+    steps.push({ step: "write-back", atMs: rounded(saved), tookMs, detail: writeBackText(record) });
   }
   if (upstreamEnd !== undefined) {
     const detail = "nothing more comes from the application";
-    steps.push({ step: "upstream-end", atMs: upstreamEnd, tookMs: between(forwarded, upstreamEnd), detail });
+    steps.push({ step: "upstream-end", atMs: rounded(upstreamEnd), tookMs: between(forwarded, upstreamEnd), detail });
   }
   return steps;
 }
 
 function between(fromMs: number | undefined, toMs: number | undefined): number | undefined {
-  return fromMs === undefined || toMs === undefined ? undefined : toMs - fromMs;
+  return fromMs === undefined || toMs === undefined ? undefined : rounded(toMs - fromMs);
+}
+
+/** To the microsecond: what is beyond that is noise. */
+function rounded(ms: number | undefined): number | undefined {
+  return ms === undefined ? undefined : Math.round(ms * 1000) / 1000;
 }
 
 /** One clause for people: what became of the request, and why. */
 export function reasonOf(record: ExchangeRecord): string {
-  const { error, response, session, upstream, route } = record;
+  const { error, response, session, upstream, route, writeBack = [] } = record;
   if (response.clientGone) return "the client went away before the response was complete";
   if (error !== undefined) return `${error.type}: ${error.message ?? ""}`.replace(/: $/, "");
   if (session.decision === "denied" || session.decision === "login-redirect") {
@@ -88,9 +93,9 @@ export function reasonOf(record: ExchangeRecord): string {
   if (upstream === undefined) return route === undefined ? "answered by Coatcheck" : DECISION_TEXTS[session.decision];
   const who =
     session.decision === "identified"
-      ? `with session ${session.handle ?? ""}`
-      : `as anonymous: ${sessionReason(record)}`;
-  return `passed on ${who}`;
+      ? DECISION_TEXTS.identified
+      : `${DECISION_TEXTS.anonymous}: ${sessionReason(record)}`;
+  return writeBack.length === 0 ? who : `${who}; ${writeBackText(record)}`;
 }
 
 const DECISION_TEXTS: Readonly<Record<ExchangeRecord["session"]["decision"], string>> = {
@@ -125,8 +130,8 @@ function sessionReason({ session: { outcome, logout, cookie } }: ExchangeRecord)
 
 const REFUSED = {
   absent: "missing",
-  "bad-shape": "none of ours: it has another shape",
-  "bad-signature": "signed with no secret that is configured",
+  "bad-shape": "not in the shape of ours",
+  "bad-signature": "signed with none of the configured secrets",
 } as const;
 
 function receivedText({ request: { method, host, httpVersion, client } }: ExchangeRecord): string {
@@ -144,10 +149,25 @@ function cookieText({ cookie, cookieSecret = 0 }: ExchangeRecord["session"]): st
 
 function sessionText(record: ExchangeRecord): string {
   const { outcome, source, staleMs, handle } = record.session;
+  // A login has put its own in the place of the one that was found.
+  const found = hasStarted(record) ? undefined : handle;
   const age = staleMs === undefined ? "" : `, read ${(staleMs / 1000).toFixed(1)} s ago`;
   const from = source === undefined ? "" : ` (${source}${age})`;
-  const whose = handle === undefined ? "" : `, handle ${handle}`;
+  const whose = found === undefined ? "" : `, handle ${found}`;
   return `${outcome}${from}${whose}: ${sessionReason(record)}`;
+}
+
+function writeBackText(record: ExchangeRecord): string {
+  const { writeBack = [], writeBackKeysDropped, session } = record;
+  const results = writeBack.map(({ command, result }) => `${command} ${result}`);
+  if (hasStarted(record)) results.push(`the session is now ${session.handle ?? ""}`);
+  if (writeBackKeysDropped > 0)
+    results.push(`keys that the route may not write, and that were dropped: ${writeBackKeysDropped}`);
+  return results.join(", ");
+}
+
+function hasStarted({ writeBack = [] }: ExchangeRecord): boolean {
+  return writeBack.some(({ command, result }) => command === "start" && result === "saved");
 }
 
 function strippedText({ stripped, strippedNames }: ExchangeRecord["headers"]): string {
