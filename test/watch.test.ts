@@ -115,11 +115,13 @@ t.test("by user: somebody else who signs in on the same machine is not watched",
   const gateway = await startGateway(t, { upstream: app.url });
   const ada = await signIn(gateway, "ada");
   await watch(gateway, { user: "ada" });
+  await visit(gateway, "/ada-first", ada.cookie);
+  await kept(gateway, 1);
   const bob = await signIn(gateway, "bob", ada.cookie);
   await visit(gateway, "/of-bob", bob.cookie);
   await visit(gateway, "/of-ada", ada.cookie);
-  await kept(gateway, 2);
-  t.same(await paths(gateway), ["/start", "/of-ada"]);
+  await kept(gateway, 3);
+  t.same(await paths(gateway), ["/ada-first", "/start", "/of-ada"]);
 });
 
 t.test("by session: it is followed through logins, on whichever instance", async (t) => {
