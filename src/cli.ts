@@ -1,8 +1,8 @@
 import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./cli-arguments.ts";
 import { check } from "./cli-check.ts";
 import { runDump } from "./cli-dump.ts";
-import { runProfile } from "./cli-profile.ts";
 import { runExchanges } from "./cli-exchanges.ts";
+import { runProfile } from "./cli-profile.ts";
 import { runSessions } from "./cli-sessions.ts";
 import { runWatch } from "./cli-watch.ts";
 import type { Config } from "./config/compile.ts";
