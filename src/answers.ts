@@ -1,4 +1,5 @@
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
+import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { Peer } from "./core/peer.ts";
@@ -70,6 +71,7 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
   if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
   if (unread) head.push("connection", "close");
+  if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);
   res.writeHead(status, STATUS_CODES[status] ?? "", head);
   if (exchange.method !== "HEAD") exchange.responseBytes = body.length;
   // Where no content was announced, node has ended the request already, and nothing of it is still under way.

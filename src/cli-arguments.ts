@@ -1,4 +1,5 @@
 import { type ParseArgsConfig, parseArgs } from "node:util";
+import { REFERENCE_PATTERN } from "./core/administration.ts";
 
 /** What the commands of the command line share. */
 
@@ -21,6 +22,18 @@ export function parse<const T extends Options>(args: readonly string[], options:
   } catch (error) {
     throw new UsageError(error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error));
   }
+}
+
+/** A handle may begin with a dash, which would make it an option of its own. @param options those that take one. */
+export function shieldValues(args: readonly string[], options: readonly string[]): string[] {
+  const shielded: string[] = [];
+  for (const arg of args) {
+    const before = shielded.at(-1) ?? "";
+    if (options.includes(before) && arg.startsWith("-") && REFERENCE_PATTERN.test(arg))
+      shielded.splice(-1, 1, `${before}=${arg}`);
+    else shielded.push(arg);
+  }
+  return shielded;
 }
 
 export function print(text: string): number {

@@ -1,5 +1,5 @@
 import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin, query } from "./cli-admin.ts";
-import { CommandError, parse, print, UsageError } from "./cli-arguments.ts";
+import { CommandError, parse, print, shieldValues, UsageError } from "./cli-arguments.ts";
 import { MIGRATION_OPTIONS, runMigration } from "./cli-migrate.ts";
 import { runSweep, SWEEP_OPTIONS } from "./cli-sweep.ts";
 import { fromNow, grouped, plain, table } from "./cli-text.ts";
@@ -89,17 +89,12 @@ export async function runSessions(args: readonly string[], environment: Environm
   return print(json ? asJson(details) : renderDetails(details));
 }
 
-/** A handle or a cursor may begin with a dash, which would make it an option. */
+/** A handle may begin with a dash, and so may a cursor. */
 function shieldHandles(args: readonly string[]): string[] {
-  const shielded: string[] = [];
-  const handles: string[] = [];
-  for (const arg of args) {
-    const before = shielded.at(-1) ?? "";
-    if (!arg.startsWith("-") || !REFERENCE_PATTERN.test(arg)) shielded.push(arg);
-    else if (before === "--except" || before === "--cursor") shielded.splice(-1, 1, `${before}=${arg}`);
-    else handles.push(arg);
-  }
-  return handles.length === 0 ? shielded : [...shielded, "--", ...handles];
+  const shielded = shieldValues(args, ["--except", "--cursor"]);
+  const isHandle = (arg: string) => arg.startsWith("-") && REFERENCE_PATTERN.test(arg);
+  const handles = shielded.filter(isHandle);
+  return handles.length === 0 ? shielded : [...shielded.filter((arg) => !isHandle(arg)), "--", ...handles];
 }
 
 function asJson(value: unknown): string {

@@ -40,3 +40,11 @@ export function fromNow(iso: string, now: number): string {
 export function grouped(count: number): string {
   return count.toLocaleString("en-US");
 }
+
+/** `0.4 ms`, `12 ms`, `3.2 s`; `-` when it is not known. */
+export function shownMs(ms: number | undefined): string {
+  if (ms === undefined) return "-";
+  if (ms >= 9_999.5) return `${Math.round(ms / 1000)} s`;
+  if (ms >= 999.5) return `${(ms / 1000).toFixed(1)} s`;
+  return `${ms >= 9.95 ? Math.round(ms) : ms.toFixed(1)} ms`;
+}

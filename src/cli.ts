@@ -1,8 +1,10 @@
 import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./cli-arguments.ts";
 import { check } from "./cli-check.ts";
 import { runDump } from "./cli-dump.ts";
+import { runExchanges } from "./cli-exchanges.ts";
 import { runProfile } from "./cli-profile.ts";
 import { runSessions } from "./cli-sessions.ts";
+import { runWatch } from "./cli-watch.ts";
 import type { Config } from "./config/compile.ts";
 import { MIN_SECRET_LENGTH } from "./config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "./config/load.ts";
@@ -20,6 +22,8 @@ Usage:
   coatcheck sessions --help              list, look at, end, migrate and sweep sessions
   coatcheck dump --help                  take along everything that a running gateway knows, and read it
   coatcheck profile --help               where the processor time or the memory of a running gateway goes
+  coatcheck exchanges --help             the last requests: which one was it, and what became of it
+  coatcheck watch --help                 puts a user or a session under watch
   coatcheck demo                         an example application behind a gateway, to try things out
   coatcheck --help | --version
 
@@ -34,7 +38,7 @@ Options:
 Environment:
   COATCHECK_SECRET      with --upstream: signs the session cookie; at least ${MIN_SECRET_LENGTH} characters.
                         Without it every restart ends all sessions.
-  COATCHECK_ADMIN_TOKEN with sessions, dump and profile: the token of the admin listener
+  COATCHECK_ADMIN_TOKEN with the commands that talk to a running gateway: the token of its admin listener
   REDIS_URL             with demo: keep sessions in this Redis instead of SQLite
   OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables: where traces go; nowhere by default
 
@@ -60,6 +64,8 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   if (first === "sessions") return runSessions(others, environment);
   if (first === "dump") return runDump(others, environment);
   if (first === "profile") return runProfile(others, environment);
+  if (first === "exchanges") return runExchanges(others, environment);
+  if (first === "watch") return runWatch(others, environment);
   if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
     return check(others, environment);
   const { values, positionals } = parse(args, OPTIONS);
@@ -90,7 +96,9 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       return untilSignal(() => demo.close());
     }
     default:
-      throw new UsageError(`unknown command "${command}"; known: serve, check, demo, sessions, dump, profile`);
+      throw new UsageError(
+        `unknown command "${command}"; known: serve, check, demo, sessions, exchanges, watch, dump, profile`,
+      );
   }
 }
 

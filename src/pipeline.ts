@@ -1,4 +1,5 @@
 import { answer, type Conversation, fail } from "./answers.ts";
+import { maskFields } from "./core/capture.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
@@ -67,6 +68,8 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const resolved = resolving instanceof Promise ? await pending(exchange, resolving) : resolving;
     const resolution = gate.binding.to === "none" ? resolved : hold(gate, resolved, head, exchange);
     note(gate, exchange, cookie, resolution);
+    if (gate.observer.watches.size > 0)
+      gate.observer.watches.look(req, { keys: cookie.keys, session: resolution.session }, exchange);
     // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
     if (exchange.endedMs !== undefined || exchange.error !== undefined) return;
 
@@ -85,6 +88,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     if (resolution.staleMs !== undefined) {
       fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
     }
+    if (exchange.capture !== undefined) exchange.capture.forwarded = maskFields(fields);
     send(gate, conversation, route, head, target, fields, resolution, slides);
   } catch (error) {
     fail(conversation, error, gate.observer);
@@ -174,6 +178,7 @@ function clientOf(head: RequestHead, exchange: Exchange): SessionClient {
 function note(gate: Gate, exchange: Exchange, cookie: PresentedCookie, resolution: Resolution): void {
   exchange.session = resolution.outcome;
   exchange.sessionSource = resolution.source;
+  exchange.staleMs = resolution.staleMs;
   if (resolution.outcome === "not-asked") return;
   exchange.resolvedMs = exchange.elapsedMs();
   if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
@@ -222,7 +227,7 @@ function send(
       hasContent,
       chunked,
       responseRules: gate.responseRules,
-      onHead: (response) => beforeHead(gate, exchange, route, head, resolution, response, slides),
+      onHead: (response) => beforeHead(gate, conversation, route, head, resolution, response, slides),
       holdsHead: slides,
       onFailure: (error) => fail(conversation, error, gate.observer),
       closeConnection: gate.isDraining,
@@ -236,7 +241,7 @@ function send(
 /** What the session needs before the response head is released. @returns the `Set-Cookie` for the browser, if any. */
 async function beforeHead(
   gate: Gate,
-  exchange: Exchange,
+  conversation: Conversation,
   route: Route,
   head: RequestHead,
   resolution: Resolution,
@@ -244,7 +249,7 @@ async function beforeHead(
   slides: boolean,
 ): Promise<string | undefined> {
   if (response.commands !== undefined) {
-    const setCookie = await writeBack(gate, exchange, route, head, resolution, response);
+    const setCookie = await writeBack(gate, conversation, route, head, resolution, response);
     if (setCookie !== undefined) return setCookie;
   }
   return slides ? renewedCookie(gate, head, resolution) : undefined;
@@ -280,7 +285,7 @@ async function ifSoon<T>(promise: Promise<T>, patienceMs: number, otherwise: T):
 /** Obeys and saves what the response commands, before its head is released (design §6). */
 async function writeBack(
   gate: Gate,
-  exchange: Exchange,
+  { req, exchange }: Conversation,
   route: Route,
   head: RequestHead,
   resolution: Resolution,
@@ -299,6 +304,13 @@ async function writeBack(
     throw new ProxyError("http_protocol_error", `X-Session-${commands.command}: ${commands.malformed}`);
   }
   exchange.writeBackDropped = commands.dropped;
+  // A login of somebody under watch counts, also one that is about to fail.
+  if (commands.start !== undefined && gate.observer.watches.size > 0)
+    gate.observer.watches.look(
+      req,
+      { keys: resolution.key ? [resolution.key] : [], session: commands.start },
+      exchange,
+    );
   const obeying = obey(gate.lifecycle, commands, resolution, clientOf(head, exchange), exchange);
   const setCookie = await pending(exchange, obeying);
   exchange.savedMs = exchange.elapsedMs();

@@ -90,7 +90,12 @@ t.test("a dump says what was built, set, seen and logged", async (t) => {
     { request: { path: "/x" }, session: { outcome: "hit" } },
     { request: { path: "/start" } },
   ]);
-  t.same(dump.exchanges.recent?.slice(0, 2), JSON.parse(JSON.stringify(await gateway.exchanges())).slice(0, 2));
+  // What the admin API tells in words it makes of the record.
+  const told: Record<string, unknown>[] = JSON.parse(JSON.stringify(await gateway.exchanges()));
+  t.same(
+    dump.exchanges.recent?.slice(0, 2),
+    told.slice(0, 2).map(({ reason: _, steps: __, ...record }) => record),
+  );
 });
 
 t.test("rings are kept whole, and events of requests do not wash those of the gateway away", async (t) => {

@@ -228,12 +228,22 @@ t.test("the token and the secrets appear nowhere: logs, spans, metrics, recorder
       body: '{"user":{"id":"1","name":"Ada"},"data":{"cart":"hunter2-data"}}',
       headers: { cookie },
     });
+  // What is under watch is recorded with its header sections.
+  const watched = await fetch(`${gateway.adminUrl}/debug/watch`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${adminToken}`, "content-type": "application/json" },
+    body: '{"user":"1"}',
+  });
+  t.equal(watched.status, 200);
   const before = remember((await start()).setCookie);
   const cookie = remember((await start(before)).setCookie);
   const headers = {
     cookie: `${cookie}; other=hunter2-cookie`,
     authorization: "Bearer hunter2-authorization",
     "x-user-id": "hunter2-header",
+    "x-csrf-token": "hunter2-header",
+    "if-none-match": '"hunter2-header"',
+    referer: "https://shop.example/?q=hunter2-query",
   };
   for (const path of ["/", "/required", "/refused", "/none?token=hunter2-query", "/%2e%2e/required"]) {
     await ask(gateway.url + path, { method: "POST", headers, body: "hunter2-body" });
@@ -258,10 +268,17 @@ t.test("the token and the secrets appear nowhere: logs, spans, metrics, recorder
   t.ok(dump.length >= 4);
   const operator = { headers: { authorization: `Bearer ${adminToken}` } };
   const fetched = await Promise.all(
-    ["/metrics", "/debug/exchanges?limit=1000", "/debug/exchanges?ring=errors", "/", "/readyz"].map(async (path) =>
-      (await fetch(gateway.adminUrl + path, operator)).text(),
-    ),
+    [
+      "/metrics",
+      "/debug/exchanges?limit=1000",
+      "/debug/exchanges?ring=errors",
+      "/debug/exchanges?ring=watch&limit=1000",
+      "/debug/watch",
+      "/",
+      "/readyz",
+    ].map(async (path) => (await fetch(gateway.adminUrl + path, operator)).text()),
   );
+  t.ok(JSON.parse(fetched[3] ?? "").kept >= 8);
   await ask(`${gateway.url}/end`, { method: "POST", headers: { cookie }, body: "this" });
   await gateway.gateway.close();
   t.ok(receiver.bodies.length > 0 && gateway.logs.length > 10);

@@ -32,6 +32,7 @@ import { exchangesEndpoint } from "./exchanges.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
+import { watchEndpoint } from "./watch.ts";
 
 export interface AdminOptions {
   /** Bearer token for everything but the probes; `undefined`: the listener is on loopback. */
@@ -150,6 +151,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
   for (const [path, endpoint] of [
     ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
     exchangesEndpoint(observer),
+    watchEndpoint(observer.watches),
     ...sessionEndpoints(sessions),
     storeCheckEndpoint(probeStore),
     dumpEndpoint(takeDump),

@@ -1,6 +1,8 @@
 import type { Readable } from "node:stream";
 import { z } from "zod";
+import { REFERENCE_PATTERN } from "../core/administration.ts";
 import type { MaybePromise } from "../core/store.ts";
+import { parseDuration } from "../core/units.ts";
 
 /**
  * What every endpoint of the admin listener is made of. The schemas check what comes in, and are what `/openapi.json`
@@ -142,3 +144,21 @@ export function wholeText(min: number, max: number) {
     .transform(Number)
     .pipe(z.int().min(min, { error }).max(max, { error }));
 }
+
+/** A duration as text, which becomes milliseconds. */
+export function durationText({ min, max, example }: Readonly<Record<"min" | "max" | "example", string>>) {
+  const isWithin = (text: string) => {
+    const ms = parseDuration(text);
+    return ms !== undefined && ms >= (parseDuration(min) ?? 0) && ms <= (parseDuration(max) ?? Infinity);
+  };
+  const error = `must be a duration from ${min} to ${max}, such as ${example}`;
+  return z
+    .string({ error })
+    .refine(isWithin, { error })
+    .transform((text) => parseDuration(text) ?? 0);
+}
+
+/** A session by its handle, or by more of its key. */
+export const handleText = z
+  .string()
+  .regex(REFERENCE_PATTERN, { error: "must be a handle: 12 characters of A-Z a-z 0-9 - _, or more of the key" });

@@ -1,26 +1,30 @@
+import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
 
 /** How the cookie looked before any store was asked. */
-export type CookieVerdict = "absent" | "valid" | "bad-shape" | "bad-signature";
+export const COOKIE_VERDICTS = ["absent", "valid", "bad-shape", "bad-signature"] as const;
+export type CookieVerdict = (typeof COOKIE_VERDICTS)[number];
 
 /** What became of the session: the store's answer, or why it was not asked. */
-export type SessionOutcome =
-  | "not-asked"
-  | "absent"
-  | "hit"
-  | "unknown"
-  | "expired"
-  | "malformed"
+export const SESSION_OUTCOMES = [
+  "not-asked",
+  "absent",
+  "hit",
+  "unknown",
+  "expired",
+  "malformed",
   /** Stored by a later version of Coatcheck, in a format that this one does not know. */
-  | "newer"
+  "newer",
   /** Bound to another user agent or network, and `session.onMismatch` is `deny`. */
-  | "mismatch"
+  "mismatch",
   /** Two cookies of the same name, both of a live session: neither is believed. */
-  | "ambiguous"
-  | "unavailable";
+  "ambiguous",
+  "unavailable",
+] as const;
+export type SessionOutcome = (typeof SESSION_OUTCOMES)[number];
 
 /** Why a visitor who brought a session cookie of ours was not recognised. All but the first two are surprises. */
 export const LOGOUT_REASONS = [
@@ -40,26 +44,31 @@ export const LOGOUT_REASONS = [
 export type LogoutReason = (typeof LOGOUT_REASONS)[number];
 
 /** Where the answer came from. `coalesced`: another request had asked already. `stale`: from before an outage. */
-export type SessionSource = "cache" | "coalesced" | "store" | "stale";
+export const SESSION_SOURCES = ["cache", "coalesced", "store", "stale"] as const;
+export type SessionSource = (typeof SESSION_SOURCES)[number];
 
 /** What the route's policy made of that. */
-export type PolicyDecision = "undecided" | "identified" | "anonymous" | "login-redirect" | "denied" | "outage";
+export const POLICY_DECISIONS = ["undecided", "identified", "anonymous", "login-redirect", "denied", "outage"] as const;
+export type PolicyDecision = (typeof POLICY_DECISIONS)[number];
 
 /** Why a request header was taken out before the request went on. */
 export const STRIP_CLASSES = ["managed", "alias", "connection", "forwarded", "internal", "underscore"] as const;
 export type StripClass = (typeof STRIP_CLASSES)[number];
 
-export type WriteBackCommand = "start" | "set" | "end";
-export type WriteBackResult =
-  | "saved"
+export const WRITE_BACK_COMMANDS = ["start", "set", "end"] as const;
+export type WriteBackCommand = (typeof WRITE_BACK_COMMANDS)[number];
+export const WRITE_BACK_RESULTS = [
+  "saved",
   /** The route has no `write`. */
-  | "not-allowed"
+  "not-allowed",
   /** The value is not what design §6 describes. */
-  | "malformed"
+  "malformed",
   /** There is no session that it could apply to. */
-  | "no-session"
-  | "conflict"
-  | "failed";
+  "no-session",
+  "conflict",
+  "failed",
+] as const;
+export type WriteBackResult = (typeof WRITE_BACK_RESULTS)[number];
 
 /** How many names of stripped headers an exchange keeps; all of them are counted. */
 const STRIPPED_NAMES_KEPT = 16;
@@ -71,6 +80,7 @@ const NO_NAMES: readonly string[] = [];
  * are rendered from it in one place when the response closes, so they cannot disagree.
  *
  * It must never hold a token, a cookie, a header value or a body: whatever is in here may be shown to an operator.
+ * (`capture` holds the header values that are on its allow-list, and only while the request is under watch.)
  * Times are milliseconds after `startedAt`, measured with a monotonic clock; `undefined`: the step was not reached.
  */
 export class Exchange {
@@ -112,6 +122,8 @@ export class Exchange {
   session: SessionOutcome = "not-asked";
   sessionSource: SessionSource | undefined = undefined;
   logout: LogoutReason | undefined = undefined;
+  /** How old a session of the source `stale` was, milliseconds. */
+  staleMs: number | undefined = undefined;
   handle: Handle | undefined = undefined;
   decision: PolicyDecision = "undecided";
   /** How many headers were stripped, by class. */
@@ -137,6 +149,11 @@ export class Exchange {
 
   /** What is being asked on its behalf. The record is closed when that is answered, also if the client has gone. */
   pending: Promise<unknown> | undefined = undefined;
+
+  /** Of a user or a session under watch: always exported and kept (`observe/watches.ts`). */
+  watched = false;
+  /** The header sections of a watched request, masked, until it is kept. */
+  capture: Capture | undefined = undefined;
 
   resolveStartedMs: number | undefined = undefined;
   resolvedMs: number | undefined = undefined;

@@ -46,6 +46,7 @@ export class Metrics {
   readonly #stripped = this.#counter("coatcheck_headers_stripped_total");
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
+  readonly #watchesActive = this.#gauge("coatcheck_watches_active");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
@@ -210,6 +211,10 @@ export class Metrics {
 
   touchDropped(): void {
     this.#touchesDropped.inc();
+  }
+
+  watchesActive(count: number): void {
+    this.#watchesActive.set(count);
   }
 
   spansDropped(count: number): void {

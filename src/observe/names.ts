@@ -200,6 +200,13 @@ export const METRICS = {
     labels: [],
     advice: "The application writes more than it is configured for: add the key to `write`, or find out why it does.",
   },
+  coatcheck_watches_active: {
+    type: "gauge",
+    help: "Users and sessions under watch.",
+    labels: [],
+    advice:
+      "Each watched request is traced and recorded with its header sections. Watches end by themselves; `coatcheck watch --list` tells which there are.",
+  },
   coatcheck_spans_dropped_total: {
     type: "counter",
     help: "Spans that did not reach the collector.",

@@ -6,6 +6,7 @@ import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
 import { Tracing } from "./tracing.ts";
+import { type Watch, Watches } from "./watches.ts";
 
 export interface ObserverOptions {
   readonly version: string;
@@ -27,6 +28,7 @@ export class Observer {
   readonly metrics: Metrics;
   readonly log: Log;
   readonly recorder: Recorder;
+  readonly watches: Watches;
   readonly #tracing: Tracing | undefined;
   readonly #ratio: number;
 
@@ -35,6 +37,10 @@ export class Observer {
     this.metrics = new Metrics(options);
     this.log = new Log({ ...options.log, ...(logDestination && { destination: logDestination }) });
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
+    this.watches = new Watches({
+      onBegan: (watch) => this.#watchChanged("watch.began", watch, { until: new Date(watch.endsAt).toISOString() }),
+      onEnded: (watch, by) => this.#watchChanged("watch.ended", watch, { by, requests: watch.requests }),
+    });
     this.#ratio = traces.ratio;
     if (traces.exported) {
       this.#tracing = new Tracing({ ...traces, version, onDropped: (spans) => this.metrics.spansDropped(spans) });
@@ -57,6 +63,14 @@ export class Observer {
     this.log.exchange(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
+    if (exchange.watched) this.watches.keep(exchange);
+  }
+
+  /** A handle is said, a user is not: an id may be a name or an address, and a log lives long. */
+  #watchChanged(event: string, { target }: Watch, fields: Readonly<Record<string, unknown>>): void {
+    this.metrics.watchesActive(this.watches.size);
+    const whom = "handle" in target ? { watch: "session", handle: target.handle } : { watch: "user" };
+    this.log.event("info", event, event.replace(".", " "), { ...whom, ...fields });
   }
 
   /** @param handle of the session that it is about. */
@@ -120,6 +134,7 @@ export class Observer {
   async close(timeoutMs: number): Promise<void> {
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
+    this.watches.close();
     this.log.close();
   }
 }

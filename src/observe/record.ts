@@ -1,3 +1,4 @@
+import type { Capture } from "../core/capture.ts";
 import type { Exchange } from "../core/exchange.ts";
 
 /** An exchange as JSON, for `GET /debug/exchanges`. An allow-list: a new field appears here or nowhere. */
@@ -7,6 +8,7 @@ export function renderRecord(exchange: Exchange) {
     traceId: exchange.traceId,
     spanId: exchange.spanId,
     sampled: exchange.sampled,
+    watched: exchange.watched,
     request: {
       method: exchange.method,
       host: exchange.host,
@@ -22,6 +24,7 @@ export function renderRecord(exchange: Exchange) {
       outcome: exchange.session,
       source: exchange.sessionSource,
       logout: exchange.logout,
+      staleMs: exchange.staleMs,
       handle: exchange.handle,
       decision: exchange.decision,
     },
@@ -55,3 +58,12 @@ export function renderRecord(exchange: Exchange) {
 }
 
 export type ExchangeRecord = ReturnType<typeof renderRecord>;
+
+/** The same of a request under watch: for which watches, and its header sections, masked. */
+export function renderWatched(exchange: Exchange, capture: Capture) {
+  const { watches, query, request, forwarded, upstreamResponse, response } = capture;
+  const watch = { ids: [...watches], query, request, forwarded, upstreamResponse, response };
+  return { ...renderRecord(exchange), watch };
+}
+
+export type WatchedRecord = ReturnType<typeof renderWatched>;

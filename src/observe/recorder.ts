@@ -1,8 +1,8 @@
 import type { Exchange } from "../core/exchange.ts";
 import { type ExchangeRecord, renderRecord } from "./record.ts";
 
-export type RingName = "recent" | "slow" | "errors";
-export const RING_NAMES: readonly RingName[] = ["recent", "slow", "errors"];
+export const RING_NAMES = ["recent", "slow", "errors"] as const;
+export type RingName = (typeof RING_NAMES)[number];
 
 export interface RecorderOptions {
   readonly exchanges: number;
@@ -32,6 +32,11 @@ export class Recorder {
     if (exchange.error !== undefined || exchange.status >= 500) this.#rings.errors.push(exchange);
   }
 
+  /** Everything that a ring holds now, newest first; each is rendered when it is come to. */
+  *records(ring: RingName): Generator<ExchangeRecord> {
+    for (const exchange of this.#rings[ring].newestFirst(Infinity)) yield renderRecord(exchange);
+  }
+
   /** @returns at most `limit` records, newest first. */
   list(ring: RingName, limit: number): ExchangeRecord[] {
     return this.#rings[ring].newestFirst(limit).map(renderRecord);
@@ -46,6 +51,10 @@ export class Ring<T> {
 
   constructor(size: number) {
     this.#size = size;
+  }
+
+  get count(): number {
+    return this.#places.length;
   }
 
   push(item: T): void {

@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
+import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
 import {
@@ -142,6 +143,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#headSeen = true;
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
     this.#exchange.upstreamStatus = status;
+    const { capture } = this.#exchange;
+    if (capture !== undefined) capture.upstreamResponse = maskFields(rawHeaders(controller));
     const head = this.#request.responseRules.read(rawHeaders(controller), parsed);
     if (head.commands === undefined && !this.#request.holdsHead) {
       this.#release(status, reason, head);
@@ -174,6 +177,11 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     const fields = head.kept;
     if (status === 204 && head.contentLength !== undefined) removeContentLength(fields);
     if (this.#request.closeConnection() || !this.#requestIsRead()) fields.push("connection", "close");
+    if (exchange.capture !== undefined) {
+      // A login may have put it under watch only now.
+      exchange.capture.upstreamResponse ??= maskFields(rawHeaders(this.#controller));
+      exchange.capture.response = maskFields(fields);
+    }
     this.#res.writeHead(status, plainReason(reason), fields);
     // The head does not wait for the first piece of content: an event stream may take a while to say something.
     if (head.contentLength === undefined) queueMicrotask(() => this.#flushHead());
@@ -251,8 +259,8 @@ function plainReason(reason = ""): string {
 }
 
 /** The octets of the response head. The parsed form that undici offers beside them has lost spelling and order. */
-function rawHeaders(controller: Dispatcher.DispatchController): readonly (Buffer | string)[] {
-  return Array.isArray(controller.rawHeaders) ? controller.rawHeaders : [];
+function rawHeaders(controller: Dispatcher.DispatchController | undefined): readonly (Buffer | string)[] {
+  return Array.isArray(controller?.rawHeaders) ? controller.rawHeaders : [];
 }
 
 function removeContentLength(fields: string[]): void {

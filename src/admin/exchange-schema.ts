@@ -1,0 +1,99 @@
+import { z } from "zod";
+import { ERROR_CODES } from "../core/errors.ts";
+import {
+  COOKIE_VERDICTS,
+  LOGOUT_REASONS,
+  POLICY_DECISIONS,
+  SESSION_OUTCOMES,
+  SESSION_SOURCES,
+  STRIP_CLASSES,
+  WRITE_BACK_COMMANDS,
+  WRITE_BACK_RESULTS,
+} from "../core/exchange.ts";
+import { STEPS } from "../observe/steps.ts";
+
+/** What `GET /debug/exchanges` says of a request. Headers have names and no values. */
+
+const ms = z.number().describe("Milliseconds after `time`.");
+const names = z.readonly(z.array(z.string()));
+
+const STEP = z.strictObject({
+  step: z.enum(STEPS),
+  atMs: z.number().optional().describe("Milliseconds after `time`; absent: between the steps before and after it."),
+  tookMs: z.number().optional().describe("Milliseconds."),
+  detail: z.string(),
+});
+
+const FIELDS = z
+  .readonly(z.array(z.strictObject({ name: z.string(), value: z.string() })))
+  .describe("In order. Values that are not on the allow-list: `*** (N)`, N being the length.");
+
+const WATCH = z.strictObject({
+  ids: z.array(z.string()).describe("Of the watches that it was kept for."),
+  query: z.string().optional().describe("Masked; absent when there was none."),
+  request: FIELDS,
+  forwarded: FIELDS.optional(),
+  upstreamResponse: FIELDS.optional(),
+  response: FIELDS.optional(),
+});
+
+const RECORD = z.strictObject({
+  time: z.iso.datetime(),
+  traceId: z.string(),
+  spanId: z.string(),
+  sampled: z.boolean(),
+  watched: z.boolean(),
+  request: z.strictObject({
+    method: z.string().describe("Empty for a message that was no request."),
+    host: z.string(),
+    path: z.string().describe("Without the query."),
+    httpVersion: z.string(),
+    client: z.string(),
+    bytes: z.int(),
+  }),
+  route: z.string().optional(),
+  session: z.strictObject({
+    cookie: z.enum(COOKIE_VERDICTS),
+    cookieSecret: z.int().optional().describe("Which of `session.cookie.secrets` verified the cookie, from 0."),
+    outcome: z.enum(SESSION_OUTCOMES),
+    source: z.enum(SESSION_SOURCES).optional(),
+    logout: z.enum(LOGOUT_REASONS).optional().describe("Why a visitor with a cookie of ours was not recognised."),
+    staleMs: z.number().optional().describe("With the source `stale`: how old the session was."),
+    handle: z.string().optional(),
+    decision: z.enum(POLICY_DECISIONS),
+  }),
+  headers: z.strictObject({
+    stripped: z.partialRecord(z.enum(STRIP_CLASSES), z.int()),
+    strippedNames: names,
+    identity: names.describe("Those that carried a value."),
+  }),
+  writeBack: z
+    .array(z.strictObject({ command: z.enum(WRITE_BACK_COMMANDS), result: z.enum(WRITE_BACK_RESULTS) }))
+    .optional(),
+  writeBackKeysDropped: z.int(),
+  upstream: z.strictObject({ address: z.string(), status: z.int().optional() }).optional(),
+  response: z.strictObject({
+    status: z.int(),
+    source: z.enum(["upstream", "proxy"]),
+    bytes: z.int(),
+    clientGone: z.boolean(),
+  }),
+  error: z.strictObject({ type: z.enum(ERROR_CODES), message: z.string().optional() }).optional(),
+  timings: z.strictObject({
+    resolveStarted: ms.optional(),
+    resolved: ms.optional(),
+    forwarded: ms.optional(),
+    upstreamHead: ms.optional(),
+    saved: ms.optional(),
+    upstreamEnd: ms.optional(),
+    ended: ms.optional(),
+  }),
+});
+
+/** A request as it is shown: its record, what it means in words, and its steps. */
+export const SHOWN_EXCHANGE = RECORD.extend({
+  reason: z.string().describe("What became of it, and why, in one clause."),
+  steps: z.array(STEP),
+  watch: WATCH.optional().describe("With ring=watch."),
+});
+export type ShownExchange = z.output<typeof SHOWN_EXCHANGE>;

@@ -1,0 +1,183 @@
+import type { ExchangeRecord } from "./record.ts";
+
+/** A record told as a story: what happened, in order, in words. It is made from the record alone, so it cannot differ. */
+
+export const STEPS = [
+  "received",
+  "stripped",
+  "route",
+  "cookie",
+  "session",
+  "policy",
+  "injected",
+  "forwarded",
+  "upstream-head",
+  "write-back",
+  "upstream-end",
+  "ended",
+] as const;
+
+export interface Step {
+  readonly step: (typeof STEPS)[number];
+  /** Milliseconds after the request began; absent where that is not measured: between the steps before and after it. */
+  readonly atMs?: number | undefined;
+  /** Milliseconds that it took; absent where it took none to speak of, or did not come to its end. */
+  readonly tookMs?: number | undefined;
+  readonly detail: string;
+}
+
+/** The steps that a request came to. */
+export function stepsOf(record: ExchangeRecord): Step[] {
+  const { headers, route, session, error, timings } = record;
+  const steps: Step[] = [{ step: "received", atMs: 0, detail: receivedText(record) }];
+  if (headers.strippedNames.length > 0) steps.push({ step: "stripped", detail: strippedText(headers) });
+  if (route !== undefined) {
+    steps.push({ step: "route", detail: route });
+    steps.push({ step: "cookie", detail: cookieText(session) });
+    steps.push({
+      step: "session",
+      atMs: rounded(timings.resolveStarted),
+      tookMs: between(timings.resolveStarted, timings.resolved),
+      detail: sessionText(record),
+    });
+    if (session.decision !== "undecided") steps.push({ step: "policy", detail: DECISION_TEXTS[session.decision] });
+  } else if (error?.type === "destination_not_found") {
+    steps.push({ step: "route", detail: "none for this host and path" });
+  }
+  steps.push(...upstreamSteps(record));
+  steps.push({ step: "ended", atMs: rounded(timings.ended), detail: endText(record) });
+  return steps;
+}
+
+function upstreamSteps(record: ExchangeRecord): Step[] {
+  const { upstream, headers, timings, writeBack = [] } = record;
+  if (upstream === undefined) return [];
+  const { forwarded, upstreamHead, saved, upstreamEnd } = timings;
+  const steps: Step[] = [
+    { step: "injected", detail: headers.identity.join(", ") || "identity headers, all of them empty" },
+    { step: "forwarded", atMs: rounded(forwarded), detail: `to ${upstream.address}` },
+  ];
+  if (upstream.status !== undefined) {
+    const tookMs = between(forwarded, upstreamHead);
+    steps.push({ step: "upstream-head", atMs: rounded(upstreamHead), tookMs, detail: `status ${upstream.status}` });
+  }
+  if (writeBack.length > 0) {
+    const tookMs = between(upstreamHead, saved);
+    steps.push({ step: "write-back", atMs: rounded(saved), tookMs, detail: writeBackText(record) });
+  }
+  if (upstreamEnd !== undefined) {
+    const detail = "nothing more comes from the application";
+    steps.push({ step: "upstream-end", atMs: rounded(upstreamEnd), tookMs: between(forwarded, upstreamEnd), detail });
+  }
+  return steps;
+}
+
+function between(fromMs: number | undefined, toMs: number | undefined): number | undefined {
+  return fromMs === undefined || toMs === undefined ? undefined : rounded(toMs - fromMs);
+}
+
+/** To the microsecond: what is beyond that is noise. */
+function rounded(ms: number | undefined): number | undefined {
+  return ms === undefined ? undefined : Math.round(ms * 1000) / 1000;
+}
+
+/** One clause for people: what became of the request, and why. */
+export function reasonOf(record: ExchangeRecord): string {
+  const { error, response, session, upstream, route, writeBack = [] } = record;
+  if (response.clientGone) return "the client went away before the response was complete";
+  if (error !== undefined) return `${error.type}: ${error.message ?? ""}`.replace(/: $/, "");
+  if (session.decision === "denied" || session.decision === "login-redirect") {
+    const verb = session.decision === "denied" ? "turned away" : "sent to the login";
+    return `${verb}: the route needs a session, and ${sessionReason(record)}`;
+  }
+  if (upstream === undefined) return route === undefined ? "answered by Coatcheck" : DECISION_TEXTS[session.decision];
+  const who =
+    session.decision === "identified"
+      ? DECISION_TEXTS.identified
+      : `${DECISION_TEXTS.anonymous}: ${sessionReason(record)}`;
+  return writeBack.length === 0 ? who : `${who}; ${writeBackText(record)}`;
+}
+
+const DECISION_TEXTS: Readonly<Record<ExchangeRecord["session"]["decision"], string>> = {
+  undecided: "the request ended before it was decided",
+  identified: "passed on with the identity of the session",
+  anonymous: "passed on as anonymous",
+  "login-redirect": "sent to the login: the route needs a session",
+  denied: "turned away: the route needs a session",
+  outage: "turned away for now: the session store gives no answer, so nobody knows; the cookie is left alone",
+};
+
+const OUTCOME_TEXTS: Readonly<Record<ExchangeRecord["session"]["outcome"], string>> = {
+  "not-asked": "the route asks for no session",
+  absent: "no session cookie came",
+  hit: "the session is there",
+  unknown: "the store does not know the session of the cookie",
+  expired: "the session has expired",
+  malformed: "what the store holds for the cookie cannot be read",
+  newer: "the session was written by a later version of Coatcheck",
+  mismatch: "the session is used by another client than it was begun by (session.bind)",
+  ambiguous: "two cookies of the name belong to live sessions, so neither is believed",
+  unavailable: "the session store gave no answer",
+};
+
+function sessionReason({ session: { outcome, logout, cookie } }: ExchangeRecord): string {
+  // A cookie that does not verify never gets as far as the store.
+  if (outcome === "malformed" && cookie !== "valid") return `the session cookie is ${REFUSED[cookie]}`;
+  if (logout === "ended") return "the session was ended: by a logout, an operator, or maxPerUser";
+  if (logout === "lost") return "the store has lost the session: it does not know it, and nobody was heard ending it";
+  return OUTCOME_TEXTS[outcome];
+}
+
+const REFUSED = {
+  absent: "missing",
+  "bad-shape": "not in the shape of ours",
+  "bad-signature": "signed with none of the configured secrets",
+} as const;
+
+function receivedText({ request: { method, host, httpVersion, client } }: ExchangeRecord): string {
+  const what = method === "" ? "what was no request" : method;
+  return `${what}${host && ` for ${host}`}, HTTP/${httpVersion}, from ${client || "an unknown address"}`;
+}
+
+function cookieText({ cookie, cookieSecret = 0 }: ExchangeRecord["session"]): string {
+  if (cookie === "absent") return "no session cookie";
+  if (cookie !== "valid") return REFUSED[cookie];
+  return cookieSecret === 0
+    ? "verified with the first secret"
+    : `verified with secret ${cookieSecret + 1} of session.cookie.secrets, an older one`;
+}
+
+function sessionText(record: ExchangeRecord): string {
+  const { outcome, source, staleMs, handle } = record.session;
+  // A login has put its own in the place of the one that was found.
+  const found = hasStarted(record) ? undefined : handle;
+  const age = staleMs === undefined ? "" : `, read ${(staleMs / 1000).toFixed(1)} s ago`;
+  const from = source === undefined ? "" : ` (${source}${age})`;
+  const whose = found === undefined ? "" : `, handle ${found}`;
+  return `${outcome}${from}${whose}: ${sessionReason(record)}`;
+}
+
+function writeBackText(record: ExchangeRecord): string {
+  const { writeBack = [], writeBackKeysDropped, session } = record;
+  const results = writeBack.map(({ command, result }) => `${command} ${result}`);
+  if (hasStarted(record)) results.push(`the session is now ${session.handle ?? ""}`);
+  if (writeBackKeysDropped > 0)
+    results.push(`keys that the route may not write, and that were dropped: ${writeBackKeysDropped}`);
+  return results.join(", ");
+}
+
+function hasStarted({ writeBack = [] }: ExchangeRecord): boolean {
+  return writeBack.some(({ command, result }) => command === "start" && result === "saved");
+}
+
+function strippedText({ stripped, strippedNames }: ExchangeRecord["headers"]): string {
+  const counts = Object.entries(stripped).map(([stripClass, count]) => `${count} ${stripClass}`);
+  return `${strippedNames.join(", ")} (${counts.join(", ")})`;
+}
+
+function endText({ response, error }: ExchangeRecord): string {
+  if (response.clientGone) return "the client went away";
+  const by = response.source === "upstream" ? "the application" : "Coatcheck";
+  const why = error === undefined ? "" : `: ${error.type}, ${error.message ?? ""}`;
+  return `${response.status} by ${by}, ${response.bytes} bytes${why}`;
+}
