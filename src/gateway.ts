@@ -149,7 +149,7 @@ export class Gateway {
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
-    const observer = new Observer({
+    const observer = await Observer.create({
       ...config.observe,
       version: VERSION,
       nodeVersion: process.versions.node,

@@ -3,6 +3,7 @@ import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
+import type { StoreCommand } from "./store.ts";
 
 /** How the cookie looked before any store was asked. */
 export const COOKIE_VERDICTS = ["absent", "valid", "bad-shape", "bad-signature"] as const;
@@ -73,6 +74,8 @@ export type WriteBackResult = (typeof WRITE_BACK_RESULTS)[number];
 /** How many names of stripped headers an exchange keeps; all of them are counted. */
 const STRIPPED_NAMES_KEPT = 16;
 const PATH_CHARACTERS_KEPT = 512;
+/** Commands to the store's server that an exchange keeps; one that ends all sessions of a user may take thousands. */
+const STORE_COMMANDS_KEPT = 32;
 const NO_NAMES: readonly string[] = [];
 
 /**
@@ -135,8 +138,14 @@ export class Exchange {
   /** Attributes that the upstream may not write and that were therefore dropped. */
   writeBackDropped = 0;
 
+  /** Commands that went to the store's server for this request, in the order in which they ended. */
+  storeCommands: StoreCommand[] | undefined = undefined;
+  /** How many more there were. */
+  storeCommandsDropped = 0;
+
   /** `host:port` of the upstream that was asked. */
   upstream: string | undefined = undefined;
+  upstreamScheme: "http" | "https" = "http";
   upstreamStatus: number | undefined = undefined;
   status = 0;
   /** Who produced the status: the application, or Coatcheck itself. */
@@ -184,6 +193,11 @@ export class Exchange {
     return performance.now() - this.#startedMonotonic;
   }
 
+  /** @param at by `performance.now()`. @returns milliseconds after the request began. */
+  sinceStart(at: number): number {
+    return at - this.#startedMonotonic;
+  }
+
   /** @param path as sent, without the query. */
   setPath(path: string): void {
     this.path = path.length > PATH_CHARACTERS_KEPT ? `${path.slice(0, PATH_CHARACTERS_KEPT)}…` : path;
@@ -199,6 +213,20 @@ export class Exchange {
   fail(code: ErrorCode, message: string): void {
     this.error ??= code;
     this.errorMessage ??= message;
+  }
+
+  /** What ends after the record was closed, because nobody waited for it, is not this record's any more. */
+  countStoreCommand(command: StoreCommand): void {
+    if (this.endedMs !== undefined && this.pending === undefined) return;
+    this.storeCommands ??= [];
+    if (this.storeCommands.length < STORE_COMMANDS_KEPT) this.storeCommands.push(command);
+    else this.storeCommandsDropped++;
+  }
+
+  /** Why the attempt upstream failed: not what the gateway itself could not do with a good answer. */
+  get upstreamError(): ErrorCode | undefined {
+    const { error } = this;
+    return error === "session_store_unavailable" || error === "session_write_conflict" ? undefined : error;
   }
 
   countWriteBack(command: WriteBackCommand, result: WriteBackResult): void {

@@ -1,5 +1,6 @@
 import pino from "pino";
 import type { Exchange } from "../core/exchange.ts";
+import type { AccessLines, LogLevel, ObserveSettings } from "../core/observe-settings.ts";
 import type { Handle } from "../core/session.ts";
 import { isoTime, renderAccessLine } from "./access-line.ts";
 import { BatchedOutput } from "./batched-output.ts";
@@ -24,8 +25,8 @@ export interface LogDestination {
 }
 
 export interface LogOptions {
-  readonly level: string;
-  readonly access: "all" | "errors" | "none";
+  readonly level: LogLevel;
+  readonly access: AccessLines;
   /** Default: standard output, written in batches. */
   readonly destination?: LogDestination;
 }
@@ -36,7 +37,7 @@ export interface LogOptions {
  */
 export class Log {
   readonly #pino: pino.Logger;
-  readonly #access: LogOptions["access"];
+  #access: AccessLines;
   readonly #destination: LogDestination;
   readonly #output: BatchedOutput | undefined;
   readonly #requestEvents = new Ring<LogEvent>(EVENTS_KEPT);
@@ -56,6 +57,12 @@ export class Log {
       },
       destination,
     );
+  }
+
+  /** From now on. */
+  adjust({ level, access }: ObserveSettings["log"]): void {
+    this.#pino.level = level;
+    this.#access = access;
   }
 
   /** The access line. */

@@ -1,25 +1,27 @@
 import type { Exchange } from "../core/exchange.ts";
+import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
+import { servedExchange } from "../core/on-behalf.ts";
 import type { SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
+import type { TraceExport } from "../core/trace-export.ts";
 import { InstrumentedStore } from "./instrumented-store.ts";
 import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
-import { Tracing } from "./tracing.ts";
+import { RuntimeSettings, type SettingsChange } from "./settings.ts";
+import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
-export interface ObserverOptions {
+/** What the configuration says of the observation. */
+export interface ObserveConfig extends ObserveSettings {
+  readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
+}
+
+export interface ObserverOptions extends ObserveConfig {
   readonly version: string;
   readonly nodeVersion: string;
-  readonly log: { readonly level: string; readonly access: "all" | "errors" | "none" };
-  readonly traces: {
-    readonly ratio: number;
-    readonly slowerThanMs: number;
-    readonly errors: boolean;
-    readonly exported: boolean;
-    readonly exportDelayMs: number;
-  };
-  readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
+  /** `undefined`: no spans are exported. */
+  readonly traceExport: TraceExport | undefined;
   readonly logDestination?: LogDestination;
 }
 
@@ -29,11 +31,19 @@ export class Observer {
   readonly log: Log;
   readonly recorder: Recorder;
   readonly watches: Watches;
-  readonly #tracing: Tracing | undefined;
-  readonly #ratio: number;
+  readonly settings: RuntimeSettings;
+  #recorderSizes: ObserveConfig["recorder"];
+  #tracing: Tracing | undefined;
+  #ratio: number;
 
-  constructor(options: ObserverOptions) {
-    const { version, traces, recorder, logDestination } = options;
+  static async create(options: ObserverOptions): Promise<Observer> {
+    const observer = new Observer(options);
+    if (options.traceExport !== undefined) await observer.#openTracing(options.traceExport, options);
+    return observer;
+  }
+
+  private constructor(options: ObserverOptions) {
+    const { traces, recorder, logDestination } = options;
     this.metrics = new Metrics(options);
     this.log = new Log({ ...options.log, ...(logDestination && { destination: logDestination }) });
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
@@ -42,9 +52,44 @@ export class Observer {
       onEnded: (watch, by) => this.#watchChanged("watch.ended", watch, { by, requests: watch.requests }),
     });
     this.#ratio = traces.ratio;
-    if (traces.exported) {
-      this.#tracing = new Tracing({ ...traces, version, onDropped: (spans) => this.metrics.spansDropped(spans) });
-    }
+    this.#recorderSizes = recorder;
+    this.settings = new RuntimeSettings({ log: options.log, traces }, (change) => this.#changed(change));
+  }
+
+  /** OpenTelemetry is loaded only where spans are exported. */
+  async #openTracing(traceExport: TraceExport, { traces, version }: ObserverOptions): Promise<void> {
+    const { Tracing } = await import("./tracing.ts");
+    this.#tracing = await Tracing.open({
+      rules: traces,
+      traceExport,
+      version,
+      onExported: (spans) => this.metrics.spansExported(spans),
+      onDropped: (spans) => this.metrics.spansDropped(spans),
+      onCollector: (failure) => {
+        if (failure === undefined) this.log.event("info", "traces.up", "the collector takes spans again");
+        else this.log.event("warn", "traces.down", "the collector does not take spans; they are dropped", { failure });
+      },
+    });
+  }
+
+  /** A new configuration: it replaces what operators changed meanwhile. */
+  reconfigure({ log, traces, recorder }: ObserveConfig): void {
+    this.#recorderSizes = recorder;
+    this.recorder.adjust({ ...recorder, slowerThanMs: traces.slowerThanMs });
+    this.settings.replace({ log, traces });
+  }
+
+  #changed({ by, before, after, changed, until }: SettingsChange): void {
+    const tell = () =>
+      this.log.event("info", "observe.changed", "what is observed was changed", { by, changed, until });
+    // Told while more is written, or nobody would see the step towards silence.
+    const quieter = LOG_LEVELS.indexOf(after.log.level) > LOG_LEVELS.indexOf(before.log.level);
+    if (quieter) tell();
+    this.log.adjust(after.log);
+    this.#ratio = after.traces.ratio;
+    this.recorder.adjust({ ...this.#recorderSizes, slowerThanMs: after.traces.slowerThanMs });
+    if (this.#tracing !== undefined) this.#tracing.rules = after.traces;
+    if (!quieter) tell();
   }
 
   /** The head decision for a trace that begins here. */
@@ -98,6 +143,11 @@ export class Observer {
 
   storeObserver(): StoreObserver {
     return {
+      command: (command) => {
+        const exchange = servedExchange();
+        exchange?.countStoreCommand(command);
+        this.metrics.storeCommand(command, exchange);
+      },
       failed: (reason) => this.metrics.storeFailed(reason),
       connection: (connection, event) => {
         this.metrics.storeConnection(connection, event);
@@ -132,6 +182,7 @@ export class Observer {
 
   /** Sends what is gathered; a collector that does not answer is not waited for longer than `timeoutMs`. */
   async close(timeoutMs: number): Promise<void> {
+    this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
     this.watches.close();

@@ -1,5 +1,6 @@
 import type { Capture } from "../core/capture.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { StoreCommand } from "../core/store.ts";
 
 /** An exchange as JSON, for `GET /debug/exchanges`. An allow-list: a new field appears here or nowhere. */
 export function renderRecord(exchange: Exchange) {
@@ -33,6 +34,9 @@ export function renderRecord(exchange: Exchange) {
       strippedNames: exchange.strippedNames ?? [],
       identity: exchange.identified,
     },
+    /** Commands that went to the store's server. Milliseconds after `time`. */
+    steps: exchange.storeCommands?.map((command) => renderCommand(exchange, command)),
+    stepsDropped: exchange.storeCommandsDropped,
     writeBack: exchange.writeBack?.map(({ command, result }) => ({ command, result })),
     writeBackKeysDropped: exchange.writeBackDropped,
     upstream:
@@ -54,6 +58,19 @@ export function renderRecord(exchange: Exchange) {
       upstreamEnd: exchange.upstreamEndMs,
       ended: exchange.endedMs,
     },
+  };
+}
+
+function renderCommand(exchange: Exchange, command: StoreCommand) {
+  const { server, name, script, startedMs, endedMs, failure, code } = command;
+  return {
+    step: name,
+    script,
+    server: server.address === undefined ? server.system : `${server.address}:${server.port}`,
+    started: exchange.sinceStart(startedMs),
+    ended: exchange.sinceStart(endedMs),
+    failure,
+    code,
   };
 }
 

@@ -3,7 +3,7 @@ import slotOf from "cluster-key-slot";
 import { Cluster, Redis, type RedisOptions } from "ioredis";
 import { ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { RedisAddress, RedisHost } from "../core/redis-url.ts";
-import type { StoreObserver } from "../core/store.ts";
+import type { StoreObserver, StoreServer } from "../core/store.ts";
 import { Breaker } from "./breaker.ts";
 import { NO_CONNECTION, type RedisFailure, redisFailure } from "./redis-failures.ts";
 
@@ -18,12 +18,26 @@ const RECONNECT_PATIENCE_MS = 250;
 /** From our end of a connection to giving it up: a server that is frozen never says that it has ended. */
 const DISCONNECT_TIMEOUT_MS = 100;
 
+/** Names of servers: of the only one, and of the owner of slots that nobody owns. */
+const THE_SERVER = "server";
+const NOBODY = "nobody";
+
 /** A script by name; `lua` takes the key as KEYS[1]. */
 export type Scripts = Readonly<Record<string, string>>;
 export type RedisScript = (key: string, ...values: (string | number | Buffer)[]) => Promise<unknown>;
 export type RedisClient = (Redis | Cluster) & Record<string, RedisScript>;
 
-export const NO_OBSERVER: StoreObserver = { failed() {}, connection() {}, resting() {} };
+export const NO_OBSERVER: StoreObserver = { command() {}, failed() {}, connection() {}, resting() {} };
+
+/** What there is to know about a command beside how it is sent. */
+export interface CommandKind {
+  /** As Redis names it; without it nobody is told of the command. */
+  readonly name?: string;
+  /** Our name for the script that it runs. */
+  readonly script?: string;
+  /** Carried out twice it does no harm, so that it may be sent again when the connection breaks. */
+  readonly repeatable?: boolean;
+}
 
 /**
  * The way to the server, the servers behind the sentinels, or the nodes of the cluster: connects, reconnects, finds the
@@ -42,6 +56,8 @@ export class RedisLink {
   readonly #gathering = new Set<string>();
   readonly #firstAnswer: Promise<void>;
   readonly #disconnect: () => void;
+  /** Where commands go, by the same names. */
+  readonly #servers = new Map<string, StoreServer>();
   #resting = 0;
   /** Why there is no connection, if somebody said so. */
   #connectionError: Error | undefined;
@@ -58,6 +74,8 @@ export class RedisLink {
     this.#disconnect = client instanceof Redis ? keepConnecting(client) : () => client.disconnect();
     client.on("ready", () => {
       this.#connectionError = undefined;
+      // Behind sentinels it may be another one than before.
+      this.#servers.clear();
       observer.connection("data", "ready");
       for (const breaker of this.#breakers.values()) breaker.answered();
     });
@@ -130,10 +148,7 @@ export class RedisLink {
     if (!(this.client instanceof Cluster)) return this.address.hosts.slice(0, 1);
     // Not of the slots that nobody serves, which the list does not hold.
     const names = [...new Set(this.client.slots.flatMap((nodes) => nodes.slice(0, 1)))].sort();
-    return names.map((name) => {
-      const colon = name.lastIndexOf(":");
-      return { host: name.slice(0, colon), port: Number(name.slice(colon + 1)) };
-    });
+    return names.map(hostAndPort);
   }
 
   /** The connections to `masters()`, where there are any. */
@@ -148,10 +163,9 @@ export class RedisLink {
   /**
    * Sends a command for `key`, and again where that is safe and useful. No longer than `totalTimeoutMs`; at once, when
    * the server has not answered for a while.
-   * @param repeatable carried out twice it does no harm, so that it may be sent again when the connection breaks.
    * @throws ProxyError `session_store_unavailable`.
    */
-  async ask<T>(key: string, command: () => Promise<T>, repeatable = false): Promise<T> {
+  async ask<T>(key: string, command: () => Promise<T>, kind: CommandKind = {}): Promise<T> {
     const server = this.#serverOf(key);
     const breaker = this.#breakerOf(server);
     if (breaker.isOpen) {
@@ -159,15 +173,15 @@ export class RedisLink {
       throw new ProxyError("session_store_unavailable", "the session store has not answered lately");
     }
     this.#gather(server);
-    return this.#attempt(command, repeatable, (answered) => {
+    return this.#attempt(command, kind, server, (answered) => {
       if (answered) breaker.answered();
       else breaker.failed(() => this.#probe(key));
     });
   }
 
   /** As `ask`, of whatever node the command goes to. */
-  askAnyNode<T>(command: () => Promise<T>): Promise<T> {
-    return this.#attempt(command, true, () => {});
+  askAnyNode<T>(command: () => Promise<T>, kind: CommandKind = { repeatable: true }): Promise<T> {
+    return this.#attempt(command, kind, this.client instanceof Cluster ? NOBODY : THE_SERVER, () => {});
   }
 
   /** Sends a command now or not at all: ioredis would keep those for a cluster until it is back, and send them then. */
@@ -176,28 +190,36 @@ export class RedisLink {
     return command();
   }
 
-  async #attempt<T>(command: () => Promise<T>, repeatable: boolean, onEnd: (answered: boolean) => void): Promise<T> {
+  async #attempt<T>(
+    command: () => Promise<T>,
+    kind: CommandKind,
+    server: string,
+    onEnd: (answered: boolean) => void,
+  ): Promise<T> {
     const startedMs = performance.now();
     const deadlineMs = startedMs + this.address.totalTimeoutMs;
     /** What the server said last; a connection that is given up for it says less. */
     let said: RedisFailure | undefined;
     for (;;) {
+      const attemptMs = performance.now();
       try {
         const answer = await before(deadlineMs, this.send(command));
+        this.#tell(kind, server, attemptMs);
         onEnd(true);
         return answer;
       } catch (error) {
         // A key of another type: the server did answer, and the caller knows what it means.
+        const failure = redisFailure(error);
+        this.#tell(kind, server, attemptMs, failure);
         if (isWrongType(error)) {
           onEnd(true);
           throw error;
         }
-        const failure = redisFailure(error);
         this.#observer.failed(failure.reason);
         const closed = failure.reason === "closed";
         if (!closed && failure.again) said = failure;
         const untilMs = closed && said === undefined ? startedMs + RECONNECT_PATIENCE_MS : deadlineMs;
-        if ((failure.again || (closed && repeatable)) && performance.now() + RETRY_DELAY_MS < untilMs) {
+        if ((failure.again || (closed && kind.repeatable === true)) && performance.now() + RETRY_DELAY_MS < untilMs) {
           await new Promise((resolve) => setTimeout(resolve, RETRY_DELAY_MS));
           continue;
         }
@@ -211,6 +233,38 @@ export class RedisLink {
   close(): void {
     for (const breaker of this.#breakers.values()) breaker.stop();
     this.#disconnect();
+  }
+
+  #tell({ name, script }: CommandKind, server: string, startedMs: number, failure?: RedisFailure): void {
+    // What never left is no command: the look-up says that there was no connection.
+    if (name === undefined || failure?.message === NO_CONNECTION) return;
+    this.#observer.command({
+      server: this.#serverNamed(server),
+      name,
+      script,
+      startedMs,
+      endedMs: performance.now(),
+      ...(failure && { failure: failure.reason, code: failure.code }),
+    });
+  }
+
+  #serverNamed(name: string): StoreServer {
+    let server = this.#servers.get(name);
+    if (server === undefined) {
+      server = { system: "redis", namespace: String(this.address.database), ...this.#placeOf(name) };
+      this.#servers.set(name, server);
+    }
+    return server;
+  }
+
+  /** Behind sentinels: the other end of the connection. */
+  #placeOf(name: string): Pick<StoreServer, "address" | "port"> {
+    const { topology, hosts } = this.address;
+    const [only] = hosts;
+    const { remoteAddress, remotePort } = (this.client instanceof Cluster ? undefined : this.client.stream) ?? {};
+    if (topology === "cluster") return name === NOBODY ? {} : addressed(hostAndPort(name));
+    if (topology === "standalone") return only === undefined ? {} : addressed(only);
+    return remoteAddress === undefined || remotePort === undefined ? {} : { address: remoteAddress, port: remotePort };
   }
 
   /**
@@ -253,7 +307,7 @@ export class RedisLink {
   }
 
   #serverOf(key: string): string {
-    return this.client instanceof Cluster ? (this.client.slots[slotOf(key)]?.[0] ?? "nobody") : "server";
+    return this.client instanceof Cluster ? (this.client.slots[slotOf(key)]?.[0] ?? NOBODY) : THE_SERVER;
   }
 
   #cluster(): Cluster {
@@ -293,6 +347,15 @@ export class RedisLink {
       ...(servername !== undefined && { servername }),
     };
   }
+}
+
+function addressed({ host: address, port }: RedisHost): Pick<StoreServer, "address" | "port"> {
+  return { address, port };
+}
+
+function hostAndPort(name: string): RedisHost {
+  const colon = name.lastIndexOf(":");
+  return { host: name.slice(0, colon), port: Number(name.slice(colon + 1)) };
 }
 
 export function isWrongType(error: unknown): boolean {

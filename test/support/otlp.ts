@@ -57,5 +57,9 @@ export async function startReceiver(t: Teardown): Promise<Receiver> {
     }
     res.writeHead(200, { "content-type": "application/json" }).end("{}");
   });
-  return { spans, bodies, environment: { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${port}` } };
+  const environment = {
+    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${port}`,
+    OTEL_EXPORTER_OTLP_PROTOCOL: "http/json",
+  };
+  return { spans, bodies, environment };
 }
