@@ -2,7 +2,9 @@ import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./cli-arguments.t
 import { check } from "./cli-check.ts";
 import { runDump } from "./cli-dump.ts";
 import { runExchanges } from "./cli-exchanges.ts";
+import { runObserve } from "./cli-observe.ts";
 import { runProfile } from "./cli-profile.ts";
+import { reloadOnSignal } from "./cli-reload.ts";
 import { runSessions } from "./cli-sessions.ts";
 import { runWatch } from "./cli-watch.ts";
 import type { Config } from "./config/compile.ts";
@@ -24,6 +26,7 @@ Usage:
   coatcheck profile --help               where the processor time or the memory of a running gateway goes
   coatcheck exchanges --help             the last requests: which one was it, and what became of it
   coatcheck watch --help                 puts a user or a session under watch
+  coatcheck observe --help               see and change log level, access lines and traces while it runs
   coatcheck demo                         an example application behind a gateway, to try things out
   coatcheck --help | --version
 
@@ -66,6 +69,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   if (first === "profile") return runProfile(others, environment);
   if (first === "exchanges") return runExchanges(others, environment);
   if (first === "watch") return runWatch(others, environment);
+  if (first === "observe") return runObserve(others, environment);
   if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
     return check(others, environment);
   const { values, positionals } = parse(args, OPTIONS);
@@ -79,6 +83,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
       guard(gateway);
       dumpOnSignal(gateway);
+      reloadOnSignal(gateway, values.config, environment);
       await gateway.listen();
       return untilSignal(() => gateway.close());
     }
@@ -97,7 +102,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
     }
     default:
       throw new UsageError(
-        `unknown command "${command}"; known: serve, check, demo, sessions, exchanges, watch, dump, profile`,
+        `unknown command "${command}"; known: serve, check, demo, sessions, exchanges, watch, observe, dump, profile`,
       );
   }
 }

@@ -1,5 +1,6 @@
 import type { Server } from "node:http";
 import { createAdmin } from "./admin/admin.ts";
+import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
 import { TrustedProxies } from "./core/peer.ts";
@@ -13,7 +14,7 @@ import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
-import { Observer } from "./observe/observer.ts";
+import { Observer, type ReloadResult } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
@@ -48,6 +49,8 @@ export class Gateway {
   readonly observer: Observer;
   readonly #dumpFiles: DumpFiles;
   readonly #config: Config;
+  /** The one that was read last: what of it needs a restart is not in effect. */
+  #read: Config;
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
   readonly #census: Census;
@@ -63,6 +66,7 @@ export class Gateway {
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
+    this.#read = config;
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
@@ -206,6 +210,28 @@ export class Gateway {
   /** Writes a dump into `observe.dumps.folder`. What became of it is in the log: `dump.written`, `.refused` or `.failed`. */
   writeDump(): Promise<void> {
     return this.#dumpFiles.write();
+  }
+
+  /**
+   * Takes over what of a new configuration can change while the gateway runs: the section `observe`, for now.
+   * @returns the keys that differ from the configuration that was read before or, where they need a restart, from the one
+   *   that the gateway was started with.
+   */
+  reload(config: Config): ReloadResult {
+    const isApplied = (key: string) => key.startsWith("observe.");
+    const result = {
+      applied: changedKeys(this.#read.settings, config.settings).filter(isApplied),
+      needsRestart: changedKeys(this.#config.settings, config.settings).filter((key) => !isApplied(key)),
+    };
+    this.#read = config;
+    this.observer.reconfigure(config.observe);
+    this.observer.reloaded(result);
+    return result;
+  }
+
+  /** A configuration that makes no sense: logged and counted, and everything goes on. @param problems a line each. */
+  refuseReload(problems: readonly string[]): void {
+    this.observer.reloadRefused(problems);
   }
 
   /**

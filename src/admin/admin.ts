@@ -29,6 +29,7 @@ import {
   readQuery,
 } from "./endpoint.ts";
 import { exchangesEndpoint } from "./exchanges.ts";
+import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
@@ -152,6 +153,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
     ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
+    observeEndpoint(observer.settings),
     ...sessionEndpoints(sessions),
     storeCheckEndpoint(probeStore),
     dumpEndpoint(takeDump),

@@ -21,9 +21,11 @@ export interface ObserveSettings {
   };
 }
 
-/** Any part of them. */
+/** Any part of them; what is `undefined` stays as it is. */
 export type ObserveChanges = {
-  readonly [Section in keyof ObserveSettings]?: Partial<ObserveSettings[Section]> | undefined;
+  readonly [Section in keyof ObserveSettings]?:
+    | { readonly [Name in keyof ObserveSettings[Section]]?: ObserveSettings[Section][Name] | undefined }
+    | undefined;
 };
 
 /** The settings in the words of the configuration file. */

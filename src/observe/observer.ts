@@ -17,6 +17,14 @@ export interface ObserveConfig extends ObserveSettings {
   readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
 }
 
+/** What became of a new configuration, by the names of its keys. */
+export interface ReloadResult {
+  /** Changed, and in effect. */
+  readonly applied: readonly string[];
+  /** Changed, and not in effect before the next start. */
+  readonly needsRestart: readonly string[];
+}
+
 export interface ObserverOptions extends ObserveConfig {
   readonly version: string;
   readonly nodeVersion: string;
@@ -77,6 +85,24 @@ export class Observer {
     this.#recorderSizes = recorder;
     this.recorder.adjust({ ...recorder, slowerThanMs: traces.slowerThanMs });
     this.settings.replace({ log, traces });
+  }
+
+  /** @param keys of the configuration, by name. */
+  reloaded(keys: ReloadResult): void {
+    this.metrics.reloaded("applied");
+    const { applied, needsRestart } = keys;
+    const waits = needsRestart.length > 0 ? `; a restart is needed for ${needsRestart.join(", ")}` : "";
+    const level = needsRestart.length > 0 ? "warn" : "info";
+    this.log.event(level, "config.reloaded", `configuration read again${waits}`, {
+      applied,
+      needs_restart: needsRestart,
+    });
+  }
+
+  reloadRefused(problems: readonly string[]): void {
+    this.metrics.reloaded("refused");
+    const message = "the configuration has problems; what was in effect goes on";
+    this.log.event("error", "config.reload-refused", message, { problems });
   }
 
   #changed({ by, before, after, changed, until }: SettingsChange): void {

@@ -40,7 +40,9 @@ export function renderRecord(exchange: Exchange) {
     writeBack: exchange.writeBack?.map(({ command, result }) => ({ command, result })),
     writeBackKeysDropped: exchange.writeBackDropped,
     upstream:
-      exchange.upstream === undefined ? undefined : { address: exchange.upstream, status: exchange.upstreamStatus },
+      exchange.upstream === undefined
+        ? undefined
+        : { address: exchange.upstream, status: exchange.upstreamStatus, error: exchange.upstreamError },
     response: {
       status: exchange.status,
       source: exchange.source,

@@ -6,6 +6,9 @@ import {
   type ObserveSettings,
 } from "../core/observe-settings.ts";
 
+/** As `ObserveChanges`, and nothing in it is `undefined`. */
+type Changes = { readonly [Section in keyof ObserveSettings]?: Partial<ObserveSettings[Section]> };
+
 /** Who changed the settings: an operator, the end of the time that an operator gave, or a new configuration. */
 export type ChangedBy = "operator" | "time" | "reload";
 
@@ -26,7 +29,7 @@ export interface SettingsChange {
 export class RuntimeSettings {
   readonly #onChange: (change: SettingsChange) => void;
   #lasting: ObserveSettings;
-  #temporary: ObserveChanges = {};
+  #temporary: Changes = {};
   /** Milliseconds since the epoch. */
   #until: number | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -55,7 +58,8 @@ export class RuntimeSettings {
    *   the one before, and both end when the later one says. Absent: it stays, until it is changed or the configuration
    *   is read again.
    */
-  adjust(changes: ObserveChanges, forMs?: number): void {
+  adjust(named: ObserveChanges, forMs?: number): void {
+    const changes = { log: defined(named.log), traces: defined(named.traces) };
     this.#change("operator", () => {
       if (forMs === undefined) {
         this.#lasting = merged(this.#lasting, changes);
@@ -111,14 +115,18 @@ export class RuntimeSettings {
   }
 }
 
-function merged({ log, traces }: ObserveSettings, changes: ObserveChanges): ObserveSettings {
+function defined<T extends object>(values: T | undefined): { [Name in keyof T]?: Exclude<T[Name], undefined> } {
+  return Object.fromEntries(Object.entries(values ?? {}).filter(([, value]) => value !== undefined)) as never;
+}
+
+function merged({ log, traces }: ObserveSettings, changes: Changes): ObserveSettings {
   return { log: { ...log, ...changes.log }, traces: { ...traces, ...changes.traces } };
 }
 
 /** @returns the changes that the others do not overrule; a section that nothing is left of is not there. */
-function without(changes: ObserveChanges, others: ObserveChanges): ObserveChanges {
+function without(changes: Changes, others: Changes): Changes {
   const sections = Object.entries(changes).map(([section, values]): [string, object] => {
-    const overruled = Object.keys(others[section as keyof ObserveChanges] ?? {});
+    const overruled = Object.keys(others[section as keyof Changes] ?? {});
     return [section, Object.fromEntries(Object.entries(values ?? {}).filter(([name]) => !overruled.includes(name)))];
   });
   return Object.fromEntries(sections.filter(([, values]) => Object.keys(values).length > 0));
