@@ -1,4 +1,5 @@
 /** Traces: which spans there are, what they hold and what they do not, which are exported, and how they leave. */
+import { readFileSync } from "node:fs";
 import t from "tap";
 import { loadConfig } from "../src/config/load.ts";
 import { ConfigError } from "../src/config/problems.ts";
@@ -7,6 +8,7 @@ import { newSpanId, newTraceId } from "../src/core/trace-context.ts";
 import { OTLP_PROTOCOLS, type OtlpProtocol } from "../src/core/trace-export.ts";
 import { ATTRIBUTES } from "../src/observe/names.ts";
 import { Tracing } from "../src/observe/tracing.ts";
+import { SCRIPTS } from "../src/store/redis-scripts.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
 import { exportTo, type Receiver, type Span, startReceiver } from "./support/otlp.ts";
 import {
@@ -322,6 +324,11 @@ t.test("every attribute of a span is in the list of names", async (t) => {
       Object.keys(attributes).filter((name) => !known.has(name)),
       [],
     );
+});
+
+t.test("docs/tracing.md has every attribute and every script", async (t) => {
+  const text = readFileSync(new URL("../docs/tracing.md", import.meta.url), "utf8");
+  for (const name of [...Object.values(ATTRIBUTES), ...Object.keys(SCRIPTS)]) t.ok(text.includes(`\`${name}\``), name);
 });
 
 t.test("the decision: under watch, failed, slow, by ratio", async (t) => {
