@@ -1,11 +1,11 @@
 import { readFileSync } from "node:fs";
-import slotOf from "cluster-key-slot";
 import { Cluster, Redis, type RedisOptions } from "ioredis";
 import { ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { RedisAddress, RedisHost } from "../core/redis-url.ts";
-import type { StoreObserver, StoreServer } from "../core/store.ts";
+import type { StoreObserver } from "../core/store.ts";
 import { Breaker } from "./breaker.ts";
 import { NO_CONNECTION, type RedisFailure, redisFailure } from "./redis-failures.ts";
+import { hostAndPort, RedisServers, THE_SERVER } from "./redis-servers.ts";
 
 const MAX_RECONNECT_DELAY_MS = 500;
 /** Between two attempts of one operation, when the server said that it will soon be able to. */
@@ -17,10 +17,6 @@ const CLUSTER_REDIRECTIONS = 6;
 const RECONNECT_PATIENCE_MS = 250;
 /** From our end of a connection to giving it up: a server that is frozen never says that it has ended. */
 const DISCONNECT_TIMEOUT_MS = 100;
-
-/** Names of servers: of the only one, and of the owner of slots that nobody owns. */
-const THE_SERVER = "server";
-const NOBODY = "nobody";
 
 /** A script by name; `lua` takes the key as KEYS[1]. */
 export type Scripts = Readonly<Record<string, string>>;
@@ -56,8 +52,7 @@ export class RedisLink {
   readonly #gathering = new Set<string>();
   readonly #firstAnswer: Promise<void>;
   readonly #disconnect: () => void;
-  /** Where commands go, by the same names. */
-  readonly #servers = new Map<string, StoreServer>();
+  readonly #servers: RedisServers;
   #resting = 0;
   /** Why there is no connection, if somebody said so. */
   #connectionError: Error | undefined;
@@ -74,8 +69,6 @@ export class RedisLink {
     this.#disconnect = client instanceof Redis ? keepConnecting(client) : () => client.disconnect();
     client.on("ready", () => {
       this.#connectionError = undefined;
-      // Behind sentinels it may be another one than before.
-      this.#servers.clear();
       observer.connection("data", "ready");
       for (const breaker of this.#breakers.values()) breaker.answered();
     });
@@ -88,6 +81,7 @@ export class RedisLink {
     });
     for (const [name, lua] of Object.entries(scripts)) client.defineCommand(name, { numberOfKeys: 1, lua });
     this.client = client as RedisClient;
+    this.#servers = new RedisServers(address, client);
   }
 
   /** Done when the first attempt to connect has succeeded or failed. */
@@ -166,7 +160,7 @@ export class RedisLink {
    * @throws ProxyError `session_store_unavailable`.
    */
   async ask<T>(key: string, command: () => Promise<T>, kind: CommandKind = {}): Promise<T> {
-    const server = this.#serverOf(key);
+    const server = this.#servers.nameFor(key);
     const breaker = this.#breakerOf(server);
     if (breaker.isOpen) {
       this.#observer.failed("breaker");
@@ -181,7 +175,7 @@ export class RedisLink {
 
   /** As `ask`, of whatever node the command goes to. */
   askAnyNode<T>(command: () => Promise<T>, kind: CommandKind = { repeatable: true }): Promise<T> {
-    return this.#attempt(command, kind, this.client instanceof Cluster ? NOBODY : THE_SERVER, () => {});
+    return this.#attempt(command, kind, THE_SERVER, () => {});
   }
 
   /** Sends a command now or not at all: ioredis would keep those for a cluster until it is back, and send them then. */
@@ -239,32 +233,13 @@ export class RedisLink {
     // What never left is no command: the look-up says that there was no connection.
     if (name === undefined || failure?.message === NO_CONNECTION) return;
     this.#observer.command({
-      server: this.#serverNamed(server),
+      server: this.#servers.named(server),
       name,
       script,
       startedMs,
       endedMs: performance.now(),
       ...(failure && { failure: failure.reason, code: failure.code }),
     });
-  }
-
-  #serverNamed(name: string): StoreServer {
-    let server = this.#servers.get(name);
-    if (server === undefined) {
-      server = { system: "redis", namespace: String(this.address.database), ...this.#placeOf(name) };
-      this.#servers.set(name, server);
-    }
-    return server;
-  }
-
-  /** Behind sentinels: the other end of the connection. */
-  #placeOf(name: string): Pick<StoreServer, "address" | "port"> {
-    const { topology, hosts } = this.address;
-    const [only] = hosts;
-    const { remoteAddress, remotePort } = (this.client instanceof Cluster ? undefined : this.client.stream) ?? {};
-    if (topology === "cluster") return name === NOBODY ? {} : addressed(hostAndPort(name));
-    if (topology === "standalone") return only === undefined ? {} : addressed(only);
-    return remoteAddress === undefined || remotePort === undefined ? {} : { address: remoteAddress, port: remotePort };
   }
 
   /**
@@ -306,10 +281,6 @@ export class RedisLink {
     }
   }
 
-  #serverOf(key: string): string {
-    return this.client instanceof Cluster ? (this.client.slots[slotOf(key)]?.[0] ?? NOBODY) : THE_SERVER;
-  }
-
   #cluster(): Cluster {
     const { hosts, connectTimeoutMs, commandTimeoutMs } = this.address;
     // A node that is lost is found again, or replaced, by asking the others.
@@ -347,15 +318,6 @@ export class RedisLink {
       ...(servername !== undefined && { servername }),
     };
   }
-}
-
-function addressed({ host: address, port }: RedisHost): Pick<StoreServer, "address" | "port"> {
-  return { address, port };
-}
-
-function hostAndPort(name: string): RedisHost {
-  const colon = name.lastIndexOf(":");
-  return { host: name.slice(0, colon), port: Number(name.slice(colon + 1)) };
 }
 
 export function isWrongType(error: unknown): boolean {
