@@ -48,9 +48,8 @@ const FLUSH_TIMEOUT_MS = 2_000;
 export class Gateway {
   readonly observer: Observer;
   readonly #dumpFiles: DumpFiles;
-  readonly #config: Config;
-  /** The one that was read last: what of it needs a restart is not in effect. */
-  #read: Config;
+  /** What is in effect. */
+  #config: Config;
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
   readonly #census: Census;
@@ -66,7 +65,6 @@ export class Gateway {
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
-    this.#read = config;
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
@@ -214,17 +212,20 @@ export class Gateway {
 
   /**
    * Takes over what of a new configuration can change while the gateway runs: the section `observe`, for now.
-   * @returns the keys that differ from the configuration that was read before or, where they need a restart, from the one
-   *   that the gateway was started with.
+   * @returns the keys that differ from what was in effect.
    */
-  reload(config: Config): ReloadResult {
+  reload({ observe, settings, shown }: Config): ReloadResult {
+    const before = this.#config;
+    const keys = changedKeys(before.settings, settings);
     const isApplied = (key: string) => key.startsWith("observe.");
-    const result = {
-      applied: changedKeys(this.#read.settings, config.settings).filter(isApplied),
-      needsRestart: changedKeys(this.#config.settings, config.settings).filter((key) => !isApplied(key)),
+    this.#config = {
+      ...before,
+      observe: { ...observe, traceExport: before.observe.traceExport },
+      settings: { ...before.settings, observe: settings.observe },
+      shown: { ...before.shown, observe: shown.observe },
     };
-    this.#read = config;
-    this.observer.reconfigure(config.observe);
+    this.observer.reconfigure(observe);
+    const result = { applied: keys.filter(isApplied), needsRestart: keys.filter((key) => !isApplied(key)) };
     this.observer.reloaded(result);
     return result;
   }
