@@ -174,12 +174,17 @@ t.test("a login shows the scripts that it took, by name, below the server span; 
     ],
   );
   const [record] = await gateway.exchanges();
-  t.match(record?.steps, [
-    { step: "EVALSHA", script: "indexSession", server: `127.0.0.1:${redis.port}` },
-    { step: "EVALSHA", script: "createSession" },
+  t.match(record?.storeCommands, [
+    { name: "EVALSHA", script: "indexSession", server: `127.0.0.1:${redis.port}` },
+    { name: "EVALSHA", script: "createSession" },
   ]);
-  const [{ started = -1, ended = -1 } = {}] = record?.steps ?? [];
+  const [{ started = -1, ended = -1 } = {}] = record?.storeCommands ?? [];
   t.ok(started > 0 && ended > started && ended < (record?.timings.ended ?? 0));
+  const told = JSON.parse((await ask(`${gateway.adminUrl}/debug/exchanges`)).body).exchanges[0].steps;
+  t.match(
+    told.filter(({ step }: { step: string }) => step === "store-command"),
+    [{ detail: `EVALSHA indexSession to 127.0.0.1:${redis.port}`, tookMs: Number }, { atMs: Number }],
+  );
   t.match(
     await gateway.metrics(),
     /^db_client_operation_duration_seconds_count\{db_system_name="redis",db_operation_name="EVALSHA"\} [2-9]/m,
@@ -194,8 +199,8 @@ t.test("an exchange keeps so many commands, and counts the others", async (t) =>
   await ask(`${gateway.url}/end`, { method: "POST", body: "all", headers: { cookie } });
   t.equal((await traceOf("/end")).commands.length, 32);
   const [record] = await gateway.exchanges();
-  t.equal(record?.steps?.length, 32);
-  t.ok((record?.stepsDropped ?? 0) > 0);
+  t.equal(record?.storeCommands?.length, 32);
+  t.ok((record?.storeCommandsDropped ?? 0) > 0);
 });
 
 t.test("a store in this process, and a route without sessions, have no such spans", async (t) => {

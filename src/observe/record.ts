@@ -34,9 +34,8 @@ export function renderRecord(exchange: Exchange) {
       strippedNames: exchange.strippedNames ?? [],
       identity: exchange.identified,
     },
-    /** Commands that went to the store's server. Milliseconds after `time`. */
-    steps: exchange.storeCommands?.map((command) => renderCommand(exchange, command)),
-    stepsDropped: exchange.storeCommandsDropped,
+    storeCommands: exchange.storeCommands?.map((command) => renderCommand(exchange, command)),
+    storeCommandsDropped: exchange.storeCommandsDropped,
     writeBack: exchange.writeBack?.map(({ command, result }) => ({ command, result })),
     writeBackKeysDropped: exchange.writeBackDropped,
     upstream:
@@ -66,7 +65,7 @@ export function renderRecord(exchange: Exchange) {
 function renderCommand(exchange: Exchange, command: StoreCommand) {
   const { server, name, script, startedMs, endedMs, failure, code } = command;
   return {
-    step: name,
+    name,
     script,
     server: server.address === undefined ? server.system : `${server.address}:${server.port}`,
     started: exchange.sinceStart(startedMs),
