@@ -166,6 +166,8 @@ function untilSignal(close: () => Promise<void>, sooner?: Promise<unknown>): Pro
     };
     process.on("SIGTERM", end);
     process.on("SIGINT", end);
-    sooner?.then(end);
+    sooner?.then(() => {
+      if (!ending) end();
+    });
   });
 }

@@ -141,7 +141,7 @@ export class Visitor {
         await device.post("/logout", {});
         return;
       case "sign out everywhere":
-        await device.post("/logout-everywhere", {});
+        await this.#signOutEverywhere(device);
         return;
       case "take another device":
         this.#device = this.#devices[random.below(this.#devices.length)] ?? device;
@@ -185,6 +185,14 @@ export class Visitor {
     const affected = random.next() < 0.4;
     if (affected && spell() === "slow") return `/slow?ms=${700 + random.below(800)}`;
     return affected && spell() === "failing" ? "/flaky" : "/";
+  }
+
+  /** And the other device finds out with its next click. */
+  async #signOutEverywhere(device: Browser): Promise<void> {
+    const other = this.#devices.find((candidate) => candidate !== device);
+    if (other?.cookie === undefined) await other?.post("/login", { user: this.#name, password: this.#name });
+    await device.post("/logout-everywhere", {});
+    await other?.look("/account");
   }
 
   async #comeBackLate(device: Browser, signal: AbortSignal): Promise<void> {
