@@ -5,6 +5,7 @@ import { runDump } from "./cli-dump.ts";
 import { runExchanges } from "./cli-exchanges.ts";
 import { runProfile } from "./cli-profile.ts";
 import { runSessions } from "./cli-sessions.ts";
+import { runTop } from "./cli-top.ts";
 import { runWatch } from "./cli-watch.ts";
 import type { Config } from "./config/compile.ts";
 import { MIN_SECRET_LENGTH } from "./config/fields.ts";
@@ -20,6 +21,7 @@ Usage:
   coatcheck check --config FILE          check the file, print the effective configuration
   coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
   coatcheck sessions --help              list, look at, end, migrate and sweep sessions
+  coatcheck top --help                   what a running gateway does now, on a terminal
   coatcheck dump --help                  take along everything that a running gateway knows, and read it
   coatcheck profile --help               where the processor time or the memory of a running gateway goes
   coatcheck exchanges --help             the last requests: which one was it, and what became of it
@@ -61,6 +63,7 @@ export async function run(args: readonly string[], environment: Environment): Pr
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
   const [first, ...others] = args;
   if (first === "sessions") return runSessions(others, environment);
+  if (first === "top") return runTop(others, environment);
   if (first === "dump") return runDump(others, environment);
   if (first === "profile") return runProfile(others, environment);
   if (first === "exchanges") return runExchanges(others, environment);
@@ -85,7 +88,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       return check(values.config === undefined ? [] : ["--config", values.config], environment);
     default:
       throw new UsageError(
-        `unknown command "${command}"; known: serve, check, demo, sessions, exchanges, watch, dump, profile`,
+        `unknown command "${command}"; known: serve, check, demo, top, sessions, exchanges, watch, dump, profile`,
       );
   }
 }

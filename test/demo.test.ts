@@ -13,7 +13,7 @@ import { freePort, startRedis, startUpstream, temporaryFolder } from "./support/
 
 const redis = await startRedis(t);
 /** For what is refused before anything runs. */
-const NO_PROCESS = { guard: () => {}, untilSignal: () => Promise.reject(new Error("nothing should run")) };
+const NO_PROCESS = { attend: () => {}, untilSignal: () => Promise.reject(new Error("nothing should run")) };
 
 for (const [store, environment] of Object.entries({ SQLite: {}, Redis: { REDIS_URL: redis.url } })) {
   t.test(`over ${store}`, async (t) => {
