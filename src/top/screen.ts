@@ -19,18 +19,24 @@ export interface ScreenEvents {
 
 /** @param input keys are read from it when it is a terminal. */
 export function openScreen(output: WriteStream, input: ReadStream, { onKey, onResize }: ScreenEvents): Screen {
-  let update = createLogUpdate(output);
+  // It would hide the cursor of standard error, which may be elsewhere.
+  let update = createLogUpdate(output, { showCursor: true });
   const resized = (): void => {
     // What the terminal has made of the old lines is anybody's guess.
     output.write(ansiEscapes.clearViewport);
-    update = createLogUpdate(output);
+    update = createLogUpdate(output, { showCursor: true });
     onResize();
   };
   const pressed = (text: string | undefined, key: { name?: string; ctrl?: boolean } | undefined): void => {
     if (key?.ctrl) onKey(`ctrl-${key.name}`);
     else onKey(key?.name !== undefined && key.name.length > 1 ? key.name : (text ?? ""));
   };
-  output.write(ansiEscapes.enterAlternativeScreen + ansiEscapes.clearViewport);
+  const restore = (): void => {
+    output.write(ansiEscapes.cursorShow + ansiEscapes.exitAlternativeScreen);
+  };
+  // Whatever ends the process: nobody can work on a terminal without a cursor.
+  process.once("exit", restore);
+  output.write(ansiEscapes.enterAlternativeScreen + ansiEscapes.cursorHide + ansiEscapes.clearViewport);
   output.on("resize", resized);
   const keys = input.isTTY;
   if (keys) {
@@ -53,7 +59,8 @@ export function openScreen(output: WriteStream, input: ReadStream, { onKey, onRe
         input.pause();
       }
       update.done();
-      output.write(ansiEscapes.exitAlternativeScreen);
+      process.off("exit", restore);
+      restore();
     },
   };
 }
