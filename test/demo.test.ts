@@ -2,11 +2,15 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
+import { Agent } from "node:http";
 import { createServer } from "node:net";
+import { Redis } from "ioredis";
 import t from "tap";
 import { runDemo } from "../src/cli-demo.ts";
+import { startOwnRedis } from "../src/demo/own-redis.ts";
 import { Random } from "../src/demo/random.ts";
 import { isUnrouted, parseTarget } from "../src/demo/target.ts";
+import { Visitor } from "../src/demo/visitor.ts";
 import { ask, cookiePair, type Reply, until } from "./support/client.ts";
 import { command, run } from "./support/command.ts";
 import { freePort, startRedis, startUpstream, temporaryFolder } from "./support/servers.ts";
@@ -231,6 +235,66 @@ t.test("the same seed, the same people with the same ideas", async (t) => {
     t.ok(Number(whole) >= 0 && Number(whole) < 7 && Number(wait) >= 0 && Number(wait) <= 50);
   }
   t.equal(new Set(Array.from({ length: 500 }, (_, n) => new Random(n).next())).size, 500, "seeds differ");
+});
+
+t.test("somebody does the same again, as far as the gateway answers the same", async (t) => {
+  const app = await startUpstream(t, ({ method, url }, _req, res) => {
+    if (method === "POST" && url === "/login") res.setHeader("Set-Cookie", "session=abc; Max-Age=600");
+    if (method === "POST" && url.startsWith("/logout")) res.setHeader("Set-Cookie", "session=; Max-Age=0");
+    res.end();
+  });
+  const actsOf = async (seed: number) => {
+    const acts: string[] = [];
+    const end = new AbortController();
+    const agent = new Agent({ keepAlive: true });
+    const visitor = new Visitor({
+      url: app.url,
+      agent,
+      number: 1,
+      random: new Random(seed),
+      thinkMs: 1,
+      spell: () => undefined,
+      onAnswer: () => {},
+      onAct: (act) => {
+        acts.push(act);
+        if (acts.length === 60) end.abort();
+      },
+    });
+    await visitor.run(end.signal);
+    agent.destroy();
+    return acts;
+  };
+  const first = await actsOf(7);
+  t.same(await actsOf(7), first);
+  t.notSame(await actsOf(8), first);
+  t.ok(first.includes("sign in") && first.includes("put into the cart"));
+});
+
+t.test("a Redis of the demo's own: nobody else gets in, it falls silent, forgets, and goes", async (t) => {
+  const own = await startOwnRedis(await temporaryFolder(t));
+  t.teardown(() => own.close());
+  const { port, password } = new URL(own.url);
+  const open = (options = {}) => {
+    const client = new Redis({ port: Number(port), host: "127.0.0.1", retryStrategy: () => null, ...options });
+    client.on("error", () => {});
+    t.teardown(() => client.disconnect());
+    return client;
+  };
+  await t.rejects(open().get("a"), /NOAUTH/);
+  const client = open({ password, commandTimeout: 200 });
+  await client.set("a", "1");
+  own.freeze();
+  await t.rejects(client.get("a"), /timed out/);
+  own.thaw();
+  await until(() => client.get("a").catch(() => undefined));
+  await own.flush();
+  t.equal(await client.get("a"), null);
+  const ended = once(client, "end");
+  await own.close();
+  await ended;
+
+  const nowhere = await run(t, ["demo", "--redis", "--port", "0", "--admin-port", "0"], { PATH: "/nowhere" });
+  t.match(nowhere, { status: 1, stdout: "", stderr: /redis-server does not start; is it installed\?/ });
 });
 
 t.test("options of the demo that make no sense", async (t) => {
