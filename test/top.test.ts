@@ -202,7 +202,7 @@ t.test("80 columns and 24 rows show what is wrong", async (t) => {
   t.match(routes, /^coatcheck 0\.9\.0 {2}http:\/\/10\.0\.0\.7:9090 {2}up 1 h 7 min .*every 2 s {2}\d\d:\d\d:\d\d$/m);
   t.match(routes, /^requests 100\/s · 7 in flight · failed 10\.0 % · ▁▁█$/m);
   t.match(routes, /^store {4}redis DOWN · .* · feed lost · 1 resting · failing$/m);
-  t.match(routes, /^log-outs by surprise 4\.0\/s, 80 since the start · signature 80$/m);
+  t.match(routes, /^log-outs surprise 4\.0\/s, 80 in all · signature 80$/m);
   t.match(routes, /^\[1 routes\] 2 sessions {2}3 store {2}4 errors .*\? help {2}q quit$/m);
   t.match(routes, /^\*\/reports +10\.0 +100 % /m);
   t.match(screen({ order: "errors" }), /FAILED\*[^\n]*\n\*\/reports/, "sorted by failures");

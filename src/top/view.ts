@@ -198,9 +198,9 @@ function sessionParts({ recognisedRatio, cache, store }: Figures): Line[] {
   const all = recognisedRatio === undefined || recognisedRatio > 0.5;
   return [
     [[`cookies recognised ${percent(recognisedRatio)}`, all ? "plain" : "warn"]],
+    ...(store.sessions === undefined ? [] : [[[`about ${count(store.sessions)} live`]] satisfies Line]),
     [[store.feed === undefined ? "no near cache" : `cache hits ${percent(cache.hitRatio)}`]],
     ...(store.feed === undefined ? [] : [[[`${count(cache.entries)} cached`]] satisfies Line]),
-    ...(store.sessions === undefined ? [] : [[[`about ${count(store.sessions)} live`]] satisfies Line]),
   ];
 }
 
@@ -226,11 +226,11 @@ function surpriseLine({ surprises, logouts }: Figures, columns: number): Line {
     .map(({ name, total }) => `${foreign(name)} ${count(total)}`);
   if (ever === 0)
     return wrapped("log-outs", columns, [
-      [["none by surprise", "good"]],
+      [["no surprise", "good"]],
       ...(logouts.length === 0 ? [] : [[[`expired or ended ${count(sumOfTotals(logouts))}`]] satisfies Line]),
     ]);
   return wrapped("log-outs", columns, [
-    [[`by surprise ${amount(now)}/s, ${count(ever)} since the start`, now > 0 ? "bad" : "warn"]],
+    [[`surprise ${amount(now)}/s, ${count(ever)} in all`, now > 0 ? "bad" : "warn"]],
     [[reasons.join(", ")]],
   ]);
 }
