@@ -215,7 +215,7 @@ With curl
 For operators (in a checkout: npm run coatcheck -- top …)
   what happens now           coatcheck top --admin ${adminUrl}
   why it answers as it does  coatcheck explain --admin ${adminUrl} --url ${url}/admin
-  follow one user            coatcheck watch --help
+  follow one user            coatcheck watch --admin ${adminUrl} --user 1
   all of it in one file      coatcheck dump --admin ${adminUrl}
 
 Log: tail -f ${logFile}

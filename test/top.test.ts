@@ -5,10 +5,10 @@ import { existsSync, readFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import t from "tap";
+import { parseOpenMetrics } from "../src/cli-open-metrics.ts";
 import { METRICS } from "../src/observe/names.ts";
 import { Change } from "../src/top/change.ts";
 import { type Failure, figuresOf, type Reading } from "../src/top/figures.ts";
-import { parseOpenMetrics } from "../src/top/openmetrics.ts";
 import { PANELS } from "../src/top/panels.ts";
 import { duration, foreign, percent, sparkline } from "../src/top/text.ts";
 import { pressed } from "../src/top/top.ts";
@@ -27,6 +27,7 @@ t.test("a scrape is read: labels, exemplars, escapes; what makes no sense is pas
       "# TYPE a counter",
       'a_total{path="x\\"y\\\\z\\nw",empty=""} 3 1795657286.39',
       'a_total{path="}"} 4.5e-1',
+      "a_total_more 7",
       'b_bucket{le="+Inf",x="1"} 7 # {trace_id="4ef5"} 0.2 1795657286.39',
       "c 1",
       "d NaN",
@@ -45,6 +46,7 @@ t.test("a scrape is read: labels, exemplars, escapes; what makes no sense is pas
       { labels: { path: 'x"y\\z\nw', empty: "" }, value: 3 },
       { labels: { path: "}" }, value: 0.45 },
     ],
+    a_total_more: [{ labels: {}, value: 7 }],
     b_bucket: [{ labels: { le: "+Inf", x: "1" }, value: 7 }],
     c: [{ labels: {}, value: 1 }],
     e: [{ labels: {}, value: Number.POSITIVE_INFINITY }],

@@ -1,4 +1,4 @@
-import type { Sample, Scrape } from "./openmetrics.ts";
+import type { Sample, Scrape } from "../cli-open-metrics.ts";
 
 /** What one scrape counted since another, of the same process or of the one after a restart. */
 

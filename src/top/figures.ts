@@ -1,5 +1,5 @@
+import type { Scrape } from "../cli-open-metrics.ts";
 import { Change, type Counted, type Labels, type Quantiles } from "./change.ts";
-import type { Scrape } from "./openmetrics.ts";
 
 /** What a gateway said of itself at one moment. */
 export interface Reading {

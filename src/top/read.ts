@@ -1,8 +1,8 @@
 import { type Admin, askAdmin, callAdmin } from "../cli-admin.ts";
 import { CommandError } from "../cli-arguments.ts";
+import { parseOpenMetrics } from "../cli-open-metrics.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
 import { type Failure, isOfCoatcheck, type Reading } from "./figures.ts";
-import { parseOpenMetrics } from "./openmetrics.ts";
 
 /** A gateway that answers no sooner is in trouble itself, and whoever looks on should know. */
 const ANSWER_TIMEOUT_MS = 5_000;
