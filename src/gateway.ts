@@ -98,7 +98,7 @@ export class Gateway {
         expiry: session,
         maxPerUser: session.maxPerUser,
         now,
-        onEvent: (event, exchange, handle) => observer.sessionEvent(event, exchange, handle),
+        onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
       },
       toucher: this.#toucher,
       logouts,
@@ -132,10 +132,7 @@ export class Gateway {
       probeStore: () => probeStore(store, now),
       sessions: createSessionAdministration({
         store,
-        onRevoked: (handle, scope) => {
-          observer.metrics.sessionEvent("revoked");
-          observer.log.event("info", "session.revoked", "session revoked", { handle, scope });
-        },
+        onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
       takeDump,
     });
@@ -149,8 +146,10 @@ export class Gateway {
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
+    const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = new Observer({
       ...config.observe,
+      ...(prettyLog && { prettyLog }),
       version: VERSION,
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
@@ -220,7 +219,10 @@ export class Gateway {
   async #close(): Promise<void> {
     const { delayMs, timeoutMs } = this.#config.shutdown;
     this.#draining = true;
-    this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on");
+    this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
+      delay_s: delayMs / 1000,
+      timeout_s: timeoutMs / 1000,
+    });
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
     await this.#serverConnections.drain(timeoutMs);
     this.observer.log.event("info", "gateway.stopped", "stopped");
@@ -237,6 +239,18 @@ export class Gateway {
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
   }
+}
+
+/**
+ * Whether log lines are for a person, and in colours. FORCE_COLOR and NO_COLOR are what other programs go by.
+ * @param toStandardOutput false: they go to a destination of somebody else's, which is no terminal.
+ */
+function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean): { colours: boolean } | undefined {
+  const terminal = toStandardOutput && process.stdout.isTTY === true;
+  if (format === "json" || (format === "auto" && !terminal)) return undefined;
+  const { FORCE_COLOR: force, NO_COLOR: no } = process.env;
+  if (force !== undefined) return { colours: force !== "0" && force !== "false" };
+  return { colours: terminal && !no && process.stdout.hasColors() };
 }
 
 /** What a store has to know of the configuration, whoever opens it. */

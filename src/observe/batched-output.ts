@@ -6,6 +6,9 @@ const BATCH_BYTES = 64 * 1024;
 const FLUSH_INTERVAL_MS = 250;
 /** Lines that a blocked output keeps waiting; beyond this they are lost, not the process. */
 const MAX_WAITING_BYTES = 16 * 1024 * 1024;
+/** How long the end waits for an output that is blocked. */
+const END_TIMEOUT_MS = 2_000;
+const LINE_FEED = 0x0a;
 /** UTF-8 octets of one UTF-16 code unit, at the most. */
 const MAX_BYTES_PER_UNIT = 3;
 
@@ -18,10 +21,26 @@ export class BatchedOutput {
   readonly #timer: NodeJS.Timeout;
   #batch = Buffer.allocUnsafeSlow(BATCH_BYTES);
   #used = 0;
+  readonly #onDropped: (lines: number) => void;
+  /** Nobody reads any more: pino's destination takes everything from then on, and says nothing. */
+  #broken = false;
+  #endsByMs = Infinity;
 
-  constructor(fd: number) {
-    const options = { fd, sync: false, contentMode: "buffer", maxWrite: BATCH_BYTES, maxLength: MAX_WAITING_BYTES };
-    this.#output = pino.destination(options);
+  /** @param onDropped told how many lines were lost, because the output was blocked or closed. */
+  constructor(fd: number, onDropped: (lines: number) => void = () => {}) {
+    this.#onDropped = onDropped;
+    this.#output = pino.destination({
+      fd,
+      sync: false,
+      contentMode: "buffer",
+      maxWrite: BATCH_BYTES,
+      maxLength: MAX_WAITING_BYTES,
+      retryEAGAIN: () => performance.now() < this.#endsByMs,
+    } as Parameters<typeof pino.destination>[0] & object);
+    this.#output.on("drop", (octets: unknown) => this.#dropped(octets as Buffer));
+    this.#output.on("error", () => {
+      this.#broken = true;
+    });
     this.#timer = setInterval(() => this.#send(), FLUSH_INTERVAL_MS).unref();
   }
 
@@ -32,11 +51,16 @@ export class BatchedOutput {
     else this.#used += this.#batch.write(line, this.#used);
   }
 
-  /** Writes what is left and waits for it; nothing is gathered after this. */
+  /** Writes what is left and waits for it, but not for ever; nothing is gathered after this. */
   end(): void {
     clearInterval(this.#timer);
     this.#send();
-    this.#output.flushSync();
+    this.#endsByMs = performance.now() + END_TIMEOUT_MS;
+    try {
+      this.#output.flushSync();
+    } catch {
+      // Blocked all the time, or closed: there is nowhere left to say so.
+    }
   }
 
   #send(): void {
@@ -48,6 +72,13 @@ export class BatchedOutput {
 
   /** The types know `write` with a text only; with `contentMode: "buffer"` it takes octets. */
   #pass(octets: Buffer): void {
-    this.#output.write(octets as unknown as string);
+    if (this.#broken) this.#dropped(octets);
+    else this.#output.write(octets as unknown as string);
+  }
+
+  #dropped(octets: Buffer): void {
+    let lines = 0;
+    for (const octet of octets) if (octet === LINE_FEED) lines++;
+    this.#onDropped(lines);
   }
 }
