@@ -1,5 +1,7 @@
 import type { Server } from "node:http";
+import { Server as TlsServer } from "node:tls";
 import { createAdmin } from "./admin/admin.ts";
+import { type KeyPair, readKeyPair, watchCertificate } from "./certificate.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
 import { TrustedProxies } from "./core/peer.ts";
@@ -34,10 +36,19 @@ export interface GatewayOptions {
   readonly logDestination?: LogDestination;
   /** A store of your own, instead of the one that `config.store` names; the gateway closes it. */
   readonly store?: SessionStore;
+  /** How often the files of certificates are looked at, milliseconds; default ten seconds. */
+  readonly certificatePollMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
+}
+
+/** What takes a while to make. */
+interface GatewayParts {
+  readonly observer: Observer;
+  readonly plainStore: SessionStore;
+  readonly adminTls: KeyPair | undefined;
 }
 
 /** How long spans that are gathered may take to leave when everything else has ended. */
@@ -58,8 +69,9 @@ export class Gateway {
   readonly #adminConnections: Connections;
   #draining = false;
   #closing: Promise<void> | undefined;
+  #unwatchCertificates: (() => void) | undefined;
 
-  private constructor(config: Config, observer: Observer, plainStore: SessionStore, options: GatewayOptions) {
+  private constructor(config: Config, { observer, plainStore, adminTls }: GatewayParts, options: GatewayOptions) {
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
@@ -125,6 +137,7 @@ export class Gateway {
     });
     this.#admin = createAdmin({
       token: config.admin.token,
+      tls: adminTls,
       observer,
       version: VERSION,
       isDraining: gate.isDraining,
@@ -138,14 +151,17 @@ export class Gateway {
     });
     this.#serverConnections = new Connections(this.#server);
     this.#adminConnections = new Connections(this.#admin);
+    if (adminTls !== undefined && config.admin.tls !== undefined)
+      this.#watchCertificate("admin", this.#admin, config.admin.tls, adminTls, options.certificatePollMs);
   }
 
   /**
    * Builds a gateway; `listen` starts it.
-   * @throws Error when the store cannot be opened. One that is merely down is reported by `/readyz` and found later.
+   * @throws Error when a certificate cannot be used, or the store cannot be opened. One that is merely down is reported by `/readyz` and found later.
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
+    const adminTls = config.admin.tls === undefined ? undefined : await readKeyPair(config.admin.tls);
     const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = new Observer({
       ...config.observe,
@@ -154,10 +170,10 @@ export class Gateway {
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
     });
-    const store = options.store
+    const plainStore = options.store
       ? new GuardedStore(options.store)
       : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-    return new Gateway(config, observer, store, options);
+    return new Gateway(config, { observer, plainStore, adminTls }, options);
   }
 
   /**
@@ -229,8 +245,37 @@ export class Gateway {
     await this.#release();
   }
 
+  /** New connections get a renewed certificate; those that are open keep the old one. */
+  #watchCertificate(
+    listener: string,
+    server: Server,
+    files: NonNullable<Config["admin"]["tls"]>,
+    pair: KeyPair,
+    pollMs: number | undefined,
+  ): void {
+    const { metrics, log } = this.observer;
+    metrics.certificate(listener, pair.notAfter);
+    this.#unwatchCertificates = watchCertificate({
+      files,
+      pair,
+      pollMs,
+      onReplaced: (renewed) => {
+        if (server instanceof TlsServer) server.setSecureContext(renewed);
+        metrics.certificate(listener, renewed.notAfter);
+        const fields = { listener, not_after: new Date(renewed.notAfter).toISOString() };
+        log.event("info", "certificate.replaced", "a renewed certificate is in use", fields);
+      },
+      onRefused: (problem) =>
+        log.event("error", "certificate.refused", "a new certificate cannot be used; the one before goes on", {
+          listener,
+          problem,
+        }),
+    });
+  }
+
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
+    this.#unwatchCertificates?.();
     await this.#serverConnections.drain(0);
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
     await this.#toucher.flush();

@@ -105,7 +105,7 @@ t.test("an old Node gets one line, not a stack", async (t) => {
 });
 
 t.test("generated documents are up to date", async (t) => {
-  for (const [file, text] of Object.entries(renderDocs()))
+  for (const [file, text] of Object.entries(await renderDocs()))
     t.equal(readFileSync(join(ROOT, file), "utf8"), text, `${file}: npm run docs`);
 });
 

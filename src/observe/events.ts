@@ -239,8 +239,20 @@ export const EVENTS = {
   "dump.written": {
     levels: ["info"],
     about: "A dump was written.",
-    fields: { file: "Where.", bytes: "How large it is." },
+    fields: { path: "Where.", bytes: "How large it is." },
     advice: "Send it to whoever helps you; it holds no secret.",
+  },
+  "dump.refused": {
+    levels: ["warn"],
+    about: "No dump was written: one is being written, or there are ten of this process from the last hour.",
+    fields: { "folder?": "Where they are." },
+    advice: "Move the dumps away.",
+  },
+  "dump.failed": {
+    levels: ["error"],
+    about: "No dump could be written; the message says why.",
+    fields: { folder: "Where it should have been." },
+    advice: "Fetch one with `coatcheck dump` instead, which writes it where you are.",
   },
   "gateway.started": {
     levels: ["info"],
