@@ -50,6 +50,7 @@ export function adminOf(
     const parsed = URL.canParse(url) ? new URL(url) : undefined;
     if (parsed === undefined || !/^https?:$/.test(parsed.protocol) || parsed.username !== "" || parsed.password !== "")
       throw new UsageError("--admin must be a URL such as http://127.0.0.1:9090, without user and password");
+    if (ca !== undefined && parsed.protocol !== "https:") throw new UsageError("--ca goes with --admin https://…");
     const token = environment.COATCHECK_ADMIN_TOKEN || undefined;
     return {
       url: `${parsed.origin}${parsed.pathname.replace(/\/$/, "")}`,

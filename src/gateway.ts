@@ -1,5 +1,6 @@
 import type { Server } from "node:http";
 import { Server as TlsServer } from "node:tls";
+import { isatty } from "node:tty";
 import { createAdmin } from "./admin/admin.ts";
 import { type KeyPair, readKeyPair, watchCertificate } from "./certificate.ts";
 import type { Config } from "./config/compile.ts";
@@ -51,6 +52,7 @@ interface GatewayParts {
   readonly adminTls: KeyPair | undefined;
 }
 
+const STANDARD_OUTPUT = 1;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
@@ -291,7 +293,9 @@ export class Gateway {
  * @param toStandardOutput false: they go to a destination of somebody else's, which is no terminal.
  */
 function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean): { colours: boolean } | undefined {
-  const terminal = toStandardOutput && process.stdout.isTTY === true;
+  // Not `process.stdout.isTTY`: to look at it makes a pipe non-blocking, and then the log waits a tenth of a second
+  // whenever the pipe is full.
+  const terminal = toStandardOutput && isatty(STANDARD_OUTPUT);
   if (format === "json" || (format === "auto" && !terminal)) return undefined;
   const { FORCE_COLOR: force, NO_COLOR: no } = process.env;
   if (force !== undefined) return { colours: force !== "0" && force !== "false" };

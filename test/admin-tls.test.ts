@@ -179,7 +179,9 @@ t.test("the command line trusts the certificate of the configuration, whatever i
   t.match(await list("--config", config), { status: 0, stdout: "No live session.\n", stderr: "" });
   configure(makeCertificate(folder, "another", { names: ["DNS:admin.test"], signedBy: authority }));
   t.match(await list("--config", config), { status: 1, stdout: "", stderr: /cannot ask https:\/\/127\.0\.0\.1/ });
+  t.match(await run(t, ["check", "--config", config]), { status: 0 });
   configure({ cert: own.key, key: own.key });
+  t.match(await run(t, ["check", "--config", config]), { status: 1, stderr: /own\.key is not a certificate in PEM/ });
   t.match(await list("--config", config), { status: 1, stderr: /admin\.tls\.cert: the certificate .* cannot be read/ });
 });
 
@@ -202,5 +204,6 @@ t.test("--admin https://… with --ca FILE", async (t) => {
   t.match(await list("--admin", url, "--ca", join(folder, "none")), { status: 1, stderr: /--ca: .*ENOENT/ });
   t.match(await list("--config", "x.yaml", "--ca", own.cert), { status: 2, stderr: /--ca does not go with --config/ });
   const plain = url.replace("https:", "http:");
+  t.match(await list("--admin", plain, "--ca", own.cert), { status: 2, stderr: /--ca goes with --admin https/ });
   t.match(await list("--admin", plain), { status: 1, stderr: /cannot ask http:/ });
 });

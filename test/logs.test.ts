@@ -1,7 +1,7 @@
 /** What is in the log: lines and fields as listed, sampled and bounded, and nothing that commands a terminal. */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants, openSync } from "node:fs";
+import { closeSync, constants, openSync, readSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
@@ -560,10 +560,34 @@ t.test("lines that a blocked output does not take are counted, and do not hold u
   for (let i = 0; i < written; i++) output.write(line);
   t.ok(dropped >= written - kept - 128 && dropped <= written - kept + 128, `${dropped} of ${written}`);
   const startedMs = performance.now();
-  output.end();
+  await output.end();
   const tookMs = performance.now() - startedMs;
   t.ok(tookMs < 5_000, `the end took ${tookMs.toFixed(0)} ms`);
+  t.equal(dropped, written - 64, "all but what the pipe holds");
   closeSync(reader);
+});
+
+t.test("what the output takes slowly comes in order and whole", async (t) => {
+  const { fd, reader } = await blockedPipe(t);
+  const output = new BatchedOutput(fd);
+  const lines = Array.from({ length: 3_000 }, (_, i) => `${i} ${"é".repeat(i % 200)}\n`);
+  for (const line of lines) output.write(line);
+  const ended = output.end();
+  let text = Buffer.alloc(0);
+  const buffer = Buffer.alloc(10_000);
+  await eventually(
+    "all of it",
+    () => {
+      try {
+        text = Buffer.concat([text, buffer.subarray(0, readSync(reader, buffer))]);
+      } catch {} // EAGAIN: not yet
+      return text.length >= Buffer.byteLength(lines.join(""));
+    },
+    15_000,
+    1,
+  );
+  await ended;
+  t.equal(text.toString(), lines.join(""));
 });
 
 t.test("when whoever reads the log has gone, what would be written is counted", async (t) => {
@@ -577,7 +601,22 @@ t.test("when whoever reads the log has gone, what would be written is counted", 
     output.write(`${"x".repeat(60_000)}\n`);
     return dropped > 10;
   });
-  t.doesNotThrow(() => output.end());
+  t.ok(dropped > 10);
+  await output.end();
+});
+
+t.test("a full disk does not end the process; what does not fit is counted", async (t) => {
+  const fd = openSync("/dev/full", "w");
+  let dropped = 0;
+  const output = new BatchedOutput(fd, (lines) => {
+    dropped += lines;
+  });
+  await eventually("the loss", () => {
+    for (let i = 0; i < 100; i++) output.write(`${"x".repeat(60_000)}\n`);
+    return dropped > 0;
+  });
+  t.ok(dropped > 0);
+  await output.end();
 });
 
 t.test("lost lines are a metric", async (t) => {

@@ -150,9 +150,14 @@ export class Log {
     ring.push({ time: isoTime(Date.now()), level, ...fields });
   }
 
-  /** Writes what is gathered; the end. */
-  close(): void {
-    this.#output?.end();
+  /** Writes what is gathered, and waits for it a little; the end. */
+  async close(): Promise<void> {
+    await this.#output?.end();
+  }
+
+  /** Writes what is gathered at once: the process ends now. */
+  flush(): void {
+    this.#output?.flush();
   }
 }
 

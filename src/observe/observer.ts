@@ -160,7 +160,7 @@ export class Observer {
     this.#refusedWriteBacks.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
     this.watches.close();
-    this.log.close();
+    await this.log.close();
   }
 }
 
