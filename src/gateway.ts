@@ -159,7 +159,8 @@ export class Gateway {
 
   /**
    * Builds a gateway; `listen` starts it.
-   * @throws Error when a certificate cannot be used, or the store cannot be opened. One that is merely down is reported by `/readyz` and found later.
+   * @throws Error when a certificate cannot be used, or the store cannot be opened. A store that is merely down is
+   *   reported by `/readyz` and found later.
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;

@@ -276,6 +276,7 @@ t.test("the access line: every field is listed, those that are not optional are 
   const gateway = await startGateway(t, { upstream: app.url, observe: { log: { sample: 0.999 } } });
   const cookie = cookieOf(await login(gateway));
   await ask(gateway.url, { headers: { cookie, "x-user-id": "1" } });
+  await ask(gateway.url, { headers: { cookie: `${cookie.slice(0, -4)}AAAA` } });
   await raw(gateway.port, "nonsense\r\n\r\n");
   const broken = await startGateway(t, { upstream: "http://127.0.0.1:9" });
   await ask(broken.url);

@@ -22,6 +22,7 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
   if (route !== undefined) line += `,"${A.route}":${JSON.stringify(route.id)}`;
   if (exchange.sessionSource !== undefined) line += `,"${A.sessionSource}":"${exchange.sessionSource}"`;
   if (handle !== undefined) line += `,"handle":"${handle}"`;
+  if (exchange.logout !== undefined) line += `,"logout":"${exchange.logout}"`;
   if (upstream !== undefined) line += `,"upstream":"${upstream}"`;
   if (error !== undefined) line += `,"${A.errorType}":"${error}","error_message":${JSON.stringify(errorMessage ?? "")}`;
   if (share < 1) line += `,"sample":${share}`;

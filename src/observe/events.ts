@@ -43,6 +43,8 @@ export const ACCESS_FIELDS = {
   bytes_out: "Octets of the response content that went to the client.",
   [`${A.sessionSource}?`]: "Where the session came from: `cache`, `coalesced`, `store` or `stale`.",
   "handle?": "Names the session; it opens nothing.",
+  "logout?":
+    "Why somebody who came with a session cookie of ours was not recognised: `expired`, `ended`, `lost`, `signature`, `malformed`, `newer`, `mismatch` or `ambiguous`; see `coatcheck_session_logouts_total`.",
   "upstream?": "`host:port` of the application that was asked.",
   [`${A.errorType}?`]: "Why it failed: a word of RFC 9209, as in `Proxy-Status`.",
   "error_message?": "The same in a sentence, for operators.",

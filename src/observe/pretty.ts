@@ -40,6 +40,7 @@ function access(line: Line, paint: Paint): string {
     `${paint(styleOf(status), String(status))} ${paint("bold", shown(line[A.method]))} ${shown(line[A.host])}${shown(line[A.path])} ${milliseconds(line.duration_s)}`,
     [shown(line[A.route]), ...(line.upstream === undefined ? [] : ["→", shown(line.upstream)]), answered],
     [shown(line[A.sessionOutcome]), shown(line[A.sessionSource]), shown(line.handle), shown(line[A.decision])],
+    line.logout === undefined ? [] : [paint("yellow", `logged out: ${shown(line.logout)}`)],
     [shown(line[A.client])],
     [paint("red", shown(line[A.errorType])), shown(line.error_message)],
     line.stripped === undefined ? [] : [paint("yellow", `stripped ${value(line.stripped)}`)],
