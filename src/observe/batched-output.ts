@@ -123,6 +123,6 @@ export class BatchedOutput {
 
 function linesIn(octets: Buffer): number {
   let lines = 0;
-  for (const octet of octets) if (octet === LINE_FEED) lines++;
+  for (let at = octets.indexOf(LINE_FEED); at !== -1; at = octets.indexOf(LINE_FEED, at + 1)) lines++;
   return lines;
 }
