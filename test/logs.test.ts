@@ -1,7 +1,8 @@
 /** What is in the log: lines and fields as listed, sampled and bounded, and nothing that commands a terminal. */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants, openSync, readSync } from "node:fs";
+import { closeSync, constants, mkdirSync, openSync, readSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
@@ -74,7 +75,6 @@ const ELSEWHERE: readonly EventName[] = [
   "observe.changed",
   "watch.began",
   "watch.ended",
-  "dump.written",
 ];
 
 /** Sessions of every kind of end, with a clock that goes on when it is told to. */
@@ -191,6 +191,16 @@ async function renewedCertificates(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function dumps(t: Teardown): Promise<Line[]> {
+  const folder = join(await temporaryFolder(t), "dumps");
+  mkdirSync(folder);
+  const gateway = await startGateway(t, { observe: { dumps: { folder } } });
+  for (let i = 0; i < 11; i++) await gateway.gateway.writeDump();
+  await rm(folder, { recursive: true });
+  await gateway.gateway.writeDump();
+  return gateway.logs;
+}
+
 async function spoofAttempt(t: Teardown): Promise<Line[]> {
   const app = await startUpstream(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -211,6 +221,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       storeWithTroubles(t),
       renewedCertificates(t),
       spoofAttempt(t),
+      dumps(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));

@@ -151,6 +151,15 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["?user=1", 200],
   ],
   "POST /store/check": [["", 200]],
+  "GET /debug/dump": [["", 200]],
+  "POST /debug/profile": [
+    ["", 200, '{"seconds":1}'],
+    ["", 400, '{"seconds":0}'],
+  ],
+  "POST /debug/heap": [
+    ["", 200, '{"seconds":1}'],
+    ["", 400, "{}"],
+  ],
 };
 
 async function login(gateway: RunningGateway): Promise<string> {

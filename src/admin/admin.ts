@@ -52,7 +52,7 @@ export interface AdminOptions {
 
 const MAX_BODY_BYTES = 64 * 1024;
 
-/** The listener for operators. Every answer but the metrics is JSON. */
+/** The listener for operators. Errors are JSON, and so is nearly everything else. */
 export function createAdmin(options: AdminOptions): Server {
   const endpoints = adminEndpoints(options);
   const tokenHash = options.token === undefined ? undefined : hash("sha256", options.token, "buffer");
@@ -191,7 +191,10 @@ function isLoopbackHost(host: string | undefined): boolean {
 
 function write(req: IncomingMessage, res: ServerResponse, { status, type, body, fields = {} }: Reply): void {
   // Answered already, as what it turned out to be later: malformed.
-  if (res.headersSent) return;
+  if (res.headersSent) {
+    if (body instanceof Readable) body.destroy();
+    return;
+  }
   res.writeHead(status, {
     "content-type": type,
     ...(!(body instanceof Readable) && { "content-length": Buffer.byteLength(body) }),
