@@ -69,13 +69,7 @@ const events = (gateway: RunningGateway, event: EventName) => gateway.logs.filte
 const SESSION = { cookie: { name: "session", secure: false, secrets: [SECRET] } };
 
 /** Events that other tests bring about. */
-const ELSEWHERE: readonly EventName[] = [
-  "config.reloaded",
-  "config.reload-refused",
-  "observe.changed",
-  "watch.began",
-  "watch.ended",
-];
+const ELSEWHERE: readonly EventName[] = ["config.reloaded", "config.reload-refused", "observe.changed"];
 
 /** Sessions of every kind of end, with a clock that goes on when it is told to. */
 async function livesOfSessions(t: Teardown): Promise<Line[]> {
@@ -201,6 +195,20 @@ async function dumps(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function watches(t: Teardown): Promise<Line[]> {
+  const gateway = await startGateway(t, {});
+  const watch = (method: string, query: string, body?: string) =>
+    ask(`${gateway.adminUrl}/debug/watch${query}`, {
+      method,
+      ...(body && { body, headers: { "content-type": "application/json" } }),
+    });
+  await watch("POST", "", '{"handle":"aaaaaaaaaaaa"}');
+  await watch("DELETE", "?handle=aaaaaaaaaaaa");
+  await watch("POST", "", '{"user":"hunter2","for":"1s"}');
+  await eventually("the end of the watch", () => events(gateway, "watch.ended").length === 2);
+  return gateway.logs;
+}
+
 async function spoofAttempt(t: Teardown): Promise<Line[]> {
   const app = await startUpstream(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -222,6 +230,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       renewedCertificates(t),
       spoofAttempt(t),
       dumps(t),
+      watches(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));

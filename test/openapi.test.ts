@@ -129,6 +129,7 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
   "GET /debug/exchanges": [
     ["", 200],
     ["?ring=errors&limit=3", 200],
+    ["?ring=watch", 200],
     ["?limit=0", 400],
   ],
   "GET /sessions": [
@@ -151,6 +152,17 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["?user=1", 200],
   ],
   "POST /store/check": [["", 200]],
+  "GET /debug/watch": [["", 200]],
+  "POST /debug/watch": [
+    ["", 200, '{"user":"1"}'],
+    ["", 200, '{"handle":"HANDLE","for":"1m"}'],
+    ["", 400, "{}"],
+  ],
+  "DELETE /debug/watch": [
+    ["?user=1", 200],
+    ["?user=1", 404],
+    ["", 400],
+  ],
   "GET /debug/dump": [["", 200]],
   "POST /debug/profile": [
     ["", 200, '{"seconds":1}'],
@@ -177,7 +189,8 @@ t.test("every operation answers as the document says", async (t) => {
     for (const [query, status, body] of CASES[name] ?? []) {
       const handle = await login(gateway);
       const target = (path + query).replace("{handle}", handle).replace("HANDLE", handle);
-      const reply = await askAdmin(gateway, method, target, body === undefined ? {} : { body });
+      const given = body === undefined ? {} : { body: body.replace("HANDLE", handle) };
+      const reply = await askAdmin(gateway, method, target, given);
       t.equal(reply.status, status, `${method} ${target} ${reply.body}`);
       t.equal(check(operation, reply), undefined, `${method} ${target}`);
       if (method !== "GET") continue;

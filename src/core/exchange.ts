@@ -153,13 +153,11 @@ export class Exchange {
   errorMessage: string | undefined = undefined;
   /** The client went away before the response was complete: 499 in the records, no error. */
   clientGone = false;
-  /** Its user or session is under watch: it is logged and exported whatever the ratios say. */
-  watched = false;
 
   /** What is being asked on its behalf. The record is closed when that is answered, also if the client has gone. */
   pending: Promise<unknown> | undefined = undefined;
 
-  /** Of a user or a session under watch: always exported and kept (`observe/watches.ts`). */
+  /** Of a user or a session under watch: always logged, exported and kept (`observe/watches.ts`). */
   watched = false;
   /** The header sections of a watched request, masked, until it is kept. */
   capture: Capture | undefined = undefined;

@@ -228,14 +228,19 @@ export const EVENTS = {
   },
   "watch.began": {
     levels: ["info"],
-    about: "An operator put a user or a session under watch.",
-    fields: { by: "What is watched: `user` or `handle`.", until: "When it ends by itself, ISO 8601." },
+    about: "An operator put a user or a session under watch. No line says which user: `GET /debug/watch` does.",
+    fields: { watch: "`user` or `session`.", "handle?": "The session.", until: "When it ends by itself, ISO 8601." },
     advice: "Nothing, if you know who did it.",
   },
   "watch.ended": {
     levels: ["info"],
     about: "A watch is over.",
-    fields: { by: "What was watched: `user` or `handle`.", until: "When it would have ended by itself, ISO 8601." },
+    fields: {
+      watch: "`user` or `session`.",
+      "handle?": "The session.",
+      by: "`time`, or `operator`.",
+      requests: "How many were recorded.",
+    },
     advice: "Nothing.",
   },
   "dump.written": {

@@ -82,7 +82,11 @@ export class Observer {
   }
 
   /** A handle is said, a user is not: an id may be a name or an address, and a log lives long. */
-  #watchChanged(event: string, { target }: Watch, fields: Readonly<Record<string, unknown>>): void {
+  #watchChanged(
+    event: "watch.began" | "watch.ended",
+    { target }: Watch,
+    fields: Readonly<Record<string, unknown>>,
+  ): void {
     this.metrics.watchesActive(this.watches.size);
     const whom = "handle" in target ? { watch: "session", handle: target.handle } : { watch: "user" };
     this.log.event("info", event, event.replace(".", " "), { ...whom, ...fields });
