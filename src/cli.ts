@@ -142,7 +142,7 @@ function guard({ observer: { log } }: Pick<Gateway, "observer">): void {
   process.on("unhandledRejection", (reason) => log.unexpected(reason));
   process.on("uncaughtException", (error) => {
     log.unexpected(error);
-    log.close();
+    log.flush();
     process.exit(FAILED);
   });
 }

@@ -20,7 +20,13 @@ export interface UpstreamConfig {
 /** What the code works with: made once, frozen, times in milliseconds. */
 export interface Config {
   readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
-  readonly admin: { readonly host: string; readonly port: number; readonly token: string | undefined };
+  readonly admin: {
+    readonly host: string;
+    readonly port: number;
+    readonly token: string | undefined;
+    /** Paths of files. */
+    readonly tls: { readonly cert: string; readonly key: string } | undefined;
+  };
   readonly store: string | { readonly primary: string; readonly fallback: string };
   readonly session: {
     readonly idleTimeoutMs: number;
@@ -47,7 +53,12 @@ export interface Config {
   readonly routes: readonly Route[];
   readonly upstreams: readonly UpstreamConfig[];
   readonly observe: {
-    readonly log: { readonly level: string; readonly access: "all" | "errors" | "none" };
+    readonly log: {
+      readonly level: string;
+      readonly access: "all" | "errors" | "none";
+      readonly sample: number;
+      readonly format: "auto" | "json" | "pretty";
+    };
     readonly traces: {
       readonly ratio: number;
       readonly slowerThanMs: number;
@@ -71,7 +82,7 @@ export function compile(settings: Settings, environment: Environment): Config {
   const ephemeralSecret = cookie.secrets.length === 0;
   return deepFreeze({
     listen,
-    admin: { host: admin.host, port: admin.port, token: admin.token },
+    admin: { host: admin.host, port: admin.port, token: admin.token, tls: admin.tls },
     store: settings.store,
     session: {
       idleTimeoutMs: ms(session.idleTimeout),

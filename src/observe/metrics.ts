@@ -47,6 +47,8 @@ export class Metrics {
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
   readonly #watchesActive = this.#gauge("coatcheck_watches_active");
+  readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
+  readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
@@ -215,6 +217,15 @@ export class Metrics {
 
   watchesActive(count: number): void {
     this.#watchesActive.set(count);
+  }
+
+  logLinesDropped(count: number): void {
+    this.#logLinesDropped.inc(count);
+  }
+
+  /** @param notAfter until when it is valid, milliseconds since the epoch. */
+  certificate(listener: string, notAfter: number): void {
+    this.#certificateNotAfter.set({ listener }, notAfter / 1000);
   }
 
   spansDropped(count: number): void {

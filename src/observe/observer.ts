@@ -1,17 +1,18 @@
 import type { Exchange } from "../core/exchange.ts";
-import type { SessionKey } from "../core/session.ts";
+import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import { InstrumentedStore } from "./instrumented-store.ts";
-import { Log, type LogDestination } from "./logging.ts";
+import { type AccessLines, Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
+import { RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
 import { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
 export interface ObserverOptions {
   readonly version: string;
   readonly nodeVersion: string;
-  readonly log: { readonly level: string; readonly access: "all" | "errors" | "none" };
+  readonly log: { readonly level: string; readonly access: AccessLines; readonly sample: number };
   readonly traces: {
     readonly ratio: number;
     readonly slowerThanMs: number;
@@ -21,6 +22,8 @@ export interface ObserverOptions {
   };
   readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
   readonly logDestination?: LogDestination;
+  /** See `LogOptions`. */
+  readonly prettyLog?: { readonly colours: boolean };
 }
 
 /** One record, four renderings: takes every closed exchange once. */
@@ -31,11 +34,21 @@ export class Observer {
   readonly watches: Watches;
   readonly #tracing: Tracing | undefined;
   readonly #ratio: number;
+  readonly #spoofAttempts: SpoofAttempts;
+  readonly #refusedWriteBacks: RefusedWriteBacks;
 
   constructor(options: ObserverOptions) {
-    const { version, traces, recorder, logDestination } = options;
+    const { version, traces, recorder, logDestination, prettyLog } = options;
     this.metrics = new Metrics(options);
-    this.log = new Log({ ...options.log, ...(logDestination && { destination: logDestination }) });
+    this.log = new Log({
+      ...options.log,
+      slowerThanMs: traces.slowerThanMs,
+      onDropped: (lines) => this.metrics.logLinesDropped(lines),
+      ...(prettyLog && { pretty: prettyLog }),
+      ...(logDestination && { destination: logDestination }),
+    });
+    this.#spoofAttempts = new SpoofAttempts(this.log);
+    this.#refusedWriteBacks = new RefusedWriteBacks(this.log);
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
     this.watches = new Watches({
       onBegan: (watch) => this.#watchChanged("watch.began", watch, { until: new Date(watch.endsAt).toISOString() }),
@@ -61,22 +74,36 @@ export class Observer {
     exchange.endedMs ??= exchange.elapsedMs();
     this.metrics.requestEnded(exchange);
     this.log.exchange(exchange);
+    if (exchange.spoofedNames !== undefined) this.#spoofAttempts.note(exchange);
+    if (exchange.writeBack !== undefined) this.#refusedWriteBacks.note(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
     if (exchange.watched) this.watches.keep(exchange);
   }
 
   /** A handle is said, a user is not: an id may be a name or an address, and a log lives long. */
-  #watchChanged(event: string, { target }: Watch, fields: Readonly<Record<string, unknown>>): void {
+  #watchChanged(
+    event: "watch.began" | "watch.ended",
+    { target }: Watch,
+    fields: Readonly<Record<string, unknown>>,
+  ): void {
     this.metrics.watchesActive(this.watches.size);
     const whom = "handle" in target ? { watch: "session", handle: target.handle } : { watch: "user" };
     this.log.event("info", event, event.replace(".", " "), { ...whom, ...fields });
   }
 
-  /** @param handle of the session that it is about. */
-  sessionEvent(event: string, exchange: Exchange, handle = exchange.handle): void {
+  /** A change in the life of a session. @param fields beside the handle, which is the exchange's if they do not say. */
+  sessionEvent(event: SessionEvent, exchange: Exchange, fields: Readonly<Record<string, unknown>> = {}): void {
     this.metrics.sessionEvent(event);
-    this.log.sessionEvent(event, exchange, handle);
+    const level = event === "mismatch" ? "warn" : "info";
+    const all = { handle: exchange.handle, ...fields };
+    this.log.requestEvent(level, `session.${event}`, `session ${event}`, exchange, all);
+  }
+
+  /** A session that an operator ended. */
+  sessionRevoked(fields: Readonly<Record<string, unknown>>): void {
+    this.metrics.sessionEvent("revoked");
+    this.log.event("info", "session.revoked", "session revoked", fields);
   }
 
   /** The store, counted and timed. @param onWritten see `InstrumentedStore`. */
@@ -101,7 +128,7 @@ export class Observer {
       failed: (reason) => this.metrics.storeFailed(reason),
       connection: (connection, event) => {
         this.metrics.storeConnection(connection, event);
-        this.log.event("debug", `store.connection-${event}`, `${connection} connection ${event}`);
+        this.log.event("debug", `store.connection-${event}`, `${connection} connection ${event}`, { connection });
       },
       resting: (servers) => {
         this.metrics.storeResting(servers);
@@ -133,9 +160,11 @@ export class Observer {
   /** Sends what is gathered; a collector that does not answer is not waited for longer than `timeoutMs`. */
   async close(timeoutMs: number): Promise<void> {
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
+    this.#spoofAttempts.close();
+    this.#refusedWriteBacks.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
     this.watches.close();
-    this.log.close();
+    await this.log.close();
   }
 }
 
