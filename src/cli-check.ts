@@ -1,4 +1,5 @@
 import { stringify } from "yaml";
+import { readKeyPair } from "./certificate.ts";
 import { CommandError, FAILED, parse, print, UsageError } from "./cli-arguments.ts";
 import { table } from "./cli-text.ts";
 import type { Config } from "./config/compile.ts";
@@ -21,6 +22,7 @@ export async function check(args: readonly string[], environment: Environment): 
   if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   if (values.config === undefined) throw new UsageError("check needs --config FILE");
   const { settings, config } = loadConfigFile(values.config, environment);
+  if (config.admin.tls !== undefined) await readKeyPair(config.admin.tls);
   if (!values.store) return print(stringify(maskSettings(settings)));
   const store = await openConfigured(config.store, config);
   try {

@@ -1,5 +1,5 @@
 import type { Dump } from "./admin/dump.ts";
-import { samplesOf } from "./cli-open-metrics.ts";
+import { parseOpenMetrics } from "./cli-open-metrics.ts";
 import { grouped, plain, table } from "./cli-text.ts";
 
 /** A dump for a person who has two minutes. Everything in it may come from somewhere else, so nothing is printed as it is. */
@@ -224,7 +224,7 @@ function causeOf({ error, response, upstream }: Recorded): string | undefined {
 }
 
 function logouts({ metrics }: Dump): { readonly reason: string; readonly count: number }[] {
-  return samplesOf(metrics, "coatcheck_session_logouts_total")
+  return (parseOpenMetrics(metrics).get("coatcheck_session_logouts_total") ?? [])
     .map(({ labels, value }) => ({ reason: labels.reason ?? "", count: value }))
     .filter(({ count }) => count > 0)
     .sort((a, b) => b.count - a.count);

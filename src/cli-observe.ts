@@ -14,6 +14,7 @@ Options, each of which changes one thing and leaves the others:
       --errors true|false   whether failed requests are always exported
       --level LEVEL         lowest level of log lines: trace, debug, info, warn, error or fatal
       --access WHICH        which requests get an access line: all, errors or none
+      --sample N            with --access all: share of ordinary requests that get one, 0 to 1
       --for TIME            the former values come back by themselves after this: 30s, 15m, 2h
       --json                what the admin listener answers, for machines
 
@@ -30,6 +31,7 @@ const OPTIONS = {
   errors: { type: "string" },
   level: { type: "string" },
   access: { type: "string" },
+  sample: { type: "string" },
   for: { type: "string" },
   json: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -50,8 +52,8 @@ export async function runObserve(args: readonly string[], environment: Environme
 type Values = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
 /** What the admin listener is to change; it says itself which values make no sense. `undefined`: nothing. */
-function changesIn({ ratio, "slower-than": slowerThan, errors, level, access, for: duration }: Values) {
-  const log = { level, access };
+function changesIn({ ratio, "slower-than": slowerThan, errors, level, access, sample, for: duration }: Values) {
+  const log = { level, access, sample: numberIn("--sample", sample) };
   const traces = { ratio: numberIn("--ratio", ratio), slowerThan, errors: booleanIn("--errors", errors) };
   if (Object.values({ ...log, ...traces }).some((value) => value !== undefined)) return { log, traces, for: duration };
   if (duration !== undefined) throw new UsageError("--for needs something to change, such as --ratio 1");
@@ -81,6 +83,7 @@ function rows({ log, traces }: ObserveWords): [name: string, value: string][] {
   return [
     ["log level", log.level],
     ["access lines", log.access],
+    ["access lines: share", String(log.sample)],
     ["traces: ratio", String(traces.ratio)],
     ["traces: slower than", traces.slowerThan],
     ["traces: errors", traces.errors ? "all" : "by ratio"],

@@ -1,5 +1,7 @@
 /** Text for people at a terminal. */
 
+export { plain } from "./core/plain.ts";
+
 /**
  * Aligns rows of cells; the first row is the heading.
  * @param right columns that are aligned at their right side.
@@ -13,12 +15,6 @@ export function table(rows: readonly (readonly string[])[], right: readonly numb
     return right.includes(column) ? cell.padStart(width) : cell.padEnd(width);
   };
   return rows.map((row) => `${row.map(aligned).join("  ").trimEnd()}\n`).join("");
-}
-
-/** What a client chose, as one line without the characters that command a terminal; cut at so many characters. */
-export function plain(text: string, maxLength = 200): string {
-  const line = text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, "\u{fffd}");
-  return line.length > maxLength ? `${line.slice(0, maxLength - 1)}…` : line;
 }
 
 const UNITS: readonly (readonly [ms: number, name: string])[] = [

@@ -1,16 +1,17 @@
 import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./cli-arguments.ts";
 import { check } from "./cli-check.ts";
+import { runDemo } from "./cli-demo.ts";
 import { runDump } from "./cli-dump.ts";
 import { runExchanges } from "./cli-exchanges.ts";
 import { runObserve } from "./cli-observe.ts";
 import { runProfile } from "./cli-profile.ts";
 import { reloadOnSignal } from "./cli-reload.ts";
 import { runSessions } from "./cli-sessions.ts";
+import { runTop } from "./cli-top.ts";
 import { runWatch } from "./cli-watch.ts";
 import type { Config } from "./config/compile.ts";
 import { MIN_SECRET_LENGTH } from "./config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "./config/load.ts";
-import { startDemo } from "./demo.ts";
 import { Gateway } from "./gateway.ts";
 import { VERSION } from "./version.ts";
 
@@ -22,12 +23,13 @@ Usage:
   coatcheck check --config FILE          check the file, print the effective configuration
   coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
   coatcheck sessions --help              list, look at, end, migrate and sweep sessions
+  coatcheck top --help                   what a running gateway does now, on a terminal
   coatcheck dump --help                  take along everything that a running gateway knows, and read it
   coatcheck profile --help               where the processor time or the memory of a running gateway goes
   coatcheck exchanges --help             the last requests: which one was it, and what became of it
   coatcheck watch --help                 puts a user or a session under watch
   coatcheck observe --help               see and change log level, access lines and traces while it runs
-  coatcheck demo                         an example application behind a gateway, to try things out
+  coatcheck demo [--traffic]             an example application behind a gateway, to try things out; see demo --help
   coatcheck --help | --version
 
 Options:
@@ -35,14 +37,13 @@ Options:
   -u, --upstream URL    the application, for example http://localhost:3000
       --write KEYS      with --upstream: session keys the application may write (default: user)
       --store URL       with --upstream: redis://…, sqlite:FILE or memory: (default: sqlite:./sessions.db)
-      --port N          with --upstream and demo: port for browsers (default: 8080)
-      --admin-port N    with --upstream and demo: port for operators (default: 9090)
+      --port N          with --upstream: port for browsers (default: 8080)
+      --admin-port N    with --upstream: port for operators (default: 9090)
 
 Environment:
   COATCHECK_SECRET      with --upstream: signs the session cookie; at least ${MIN_SECRET_LENGTH} characters.
                         Without it every restart ends all sessions.
   COATCHECK_ADMIN_TOKEN with the commands that talk to a running gateway: the token of its admin listener
-  REDIS_URL             with demo: keep sessions in this Redis instead of SQLite
   OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables: where traces go; nowhere by default
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
@@ -65,11 +66,13 @@ export async function run(args: readonly string[], environment: Environment): Pr
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
   const [first, ...others] = args;
   if (first === "sessions") return runSessions(others, environment);
+  if (first === "top") return runTop(others, environment);
   if (first === "dump") return runDump(others, environment);
   if (first === "profile") return runProfile(others, environment);
   if (first === "exchanges") return runExchanges(others, environment);
   if (first === "watch") return runWatch(others, environment);
   if (first === "observe") return runObserve(others, environment);
+  if (first === "demo") return runDemo(others, environment, { attend, untilSignal });
   if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
     return check(others, environment);
   const { values, positionals } = parse(args, OPTIONS);
@@ -81,28 +84,16 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
     case "serve": {
       const names = Object.keys(values).map((name) => `--${name}`);
       const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
-      guard(gateway);
-      dumpOnSignal(gateway);
+      attend(gateway);
       reloadOnSignal(gateway, values.config, environment);
       await gateway.listen();
       return untilSignal(() => gateway.close());
     }
     case "check":
       return check(values.config === undefined ? [] : ["--config", values.config], environment);
-    case "demo": {
-      const demo = await startDemo({
-        environment,
-        port: values.port ?? "8080",
-        adminPort: values["admin-port"] ?? "9090",
-      });
-      guard(demo.gateway);
-      dumpOnSignal(demo.gateway);
-      print(demo.tour);
-      return untilSignal(() => demo.close());
-    }
     default:
       throw new UsageError(
-        `unknown command "${command}"; known: serve, check, demo, sessions, exchanges, watch, observe, dump, profile`,
+        `unknown command "${command}"; known: serve, check, demo, top, sessions, exchanges, watch, observe, dump, profile`,
       );
   }
 }
@@ -141,6 +132,12 @@ function load(options: Options, environment: Environment): { config: Config } {
   return loadConfig(settings, environment, "command line");
 }
 
+/** What a process does for its gateway, beside ending it. */
+function attend(gateway: Gateway): void {
+  guard(gateway);
+  dumpOnSignal(gateway);
+}
+
 /**
  * What nobody caught: logged, with the lines that are still waiting, before the process ends. A supervisor starts it
  * again; going on in an unknown state could mix up requests. A promise that nobody waited for is only logged: no
@@ -150,7 +147,7 @@ function guard({ observer: { log } }: Pick<Gateway, "observer">): void {
   process.on("unhandledRejection", (reason) => log.unexpected(reason));
   process.on("uncaughtException", (error) => {
     log.unexpected(error);
-    log.close();
+    log.flush();
     process.exit(FAILED);
   });
 }
@@ -160,8 +157,8 @@ function dumpOnSignal(gateway: Pick<Gateway, "writeDump">): void {
   process.on("SIGUSR2", () => void gateway.writeDump());
 }
 
-/** Serves until SIGTERM or SIGINT, then ends in order; a second signal ends at once. */
-function untilSignal(close: () => Promise<void>): Promise<number> {
+/** Serves until SIGTERM, SIGINT or `sooner`, then ends in order; a second signal ends at once. */
+function untilSignal(close: () => Promise<void>, sooner?: Promise<unknown>): Promise<number> {
   return new Promise((resolve) => {
     let ending = false;
     const end = (): void => {
@@ -177,5 +174,8 @@ function untilSignal(close: () => Promise<void>): Promise<number> {
     };
     process.on("SIGTERM", end);
     process.on("SIGINT", end);
+    sooner?.then(() => {
+      if (!ending) end();
+    });
   });
 }

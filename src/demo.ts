@@ -8,6 +8,8 @@ import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { type Environment, loadConfig } from "./config/load.ts";
+import { type OwnRedis, startOwnRedis } from "./demo/own-redis.ts";
+import { type TrafficSettings, thinkTimeMs } from "./demo/traffic.ts";
 import { Gateway } from "./gateway.ts";
 
 const SHOP = fileURLToPath(new URL("../examples/legacy-shop/server.mjs", import.meta.url));
@@ -15,30 +17,51 @@ const SHOP = fileURLToPath(new URL("../examples/legacy-shop/server.mjs", import.
 export interface Demo {
   /** What to try, for a person at a terminal. */
   readonly tour: string;
+  /** The same in a few lines, for when traffic is shown below. */
+  readonly heading: string;
   readonly url: string;
   readonly adminUrl: string;
   readonly gateway: Gateway;
+  /** The one that was started for it. */
+  readonly redis: OwnRedis | undefined;
+  /** Ends the sessions of a user as an operator does. */
+  revoke(userId: string): Promise<unknown>;
   close(): Promise<void>;
 }
 
+export interface DemoOptions {
+  readonly environment: Environment;
+  readonly port: string;
+  readonly adminPort: string;
+  /** A Redis that the demo starts and ends; otherwise `REDIS_URL` of the environment, or SQLite. */
+  readonly ownRedis?: boolean;
+  /** Traffic that sessions have to suit: they expire while one looks on. */
+  readonly traffic?: TrafficSettings;
+}
+
 /** An example application, in a process of its own, with a gateway in front of it. */
-export async function startDemo(options: { environment: Environment; port: string; adminPort: string }): Promise<Demo> {
-  const { environment, port, adminPort } = options;
+export async function startDemo(options: DemoOptions): Promise<Demo> {
+  const { environment, ownRedis = false, traffic } = options;
   const folder = await mkdtemp(join(tmpdir(), "coatcheck-demo-"));
   const logFile = join(folder, "coatcheck.log");
   const log = createWriteStream(logFile);
   let shop: Shop | undefined;
+  let redis: OwnRedis | undefined;
   let gateway: Gateway | undefined;
   const close = async (): Promise<void> => {
+    // One that is silent would be waited for.
+    redis?.thaw();
     await gateway?.close();
     await shop?.close();
+    await redis?.close();
     await new Promise((resolve) => log.end(resolve));
     await rm(folder, { recursive: true, force: true });
   };
   try {
     shop = await startShop();
-    const store = environment.REDIS_URL || `sqlite:${join(folder, "sessions.db")}`;
-    const { config } = loadConfig(demoSettings(shop.url, store, port, adminPort), environment, "demo");
+    if (ownRedis) redis = await startOwnRedis(folder);
+    const store = redis?.url || environment.REDIS_URL || `sqlite:${join(folder, "sessions.db")}`;
+    const { config } = loadConfig(demoSettings(options, shop.url, store), environment, "demo");
     gateway = await Gateway.create(config, { logDestination: log, command: ["demo"] });
     await gateway.listen();
   } catch (error) {
@@ -48,17 +71,45 @@ export async function startDemo(options: { environment: Environment; port: strin
     throw error;
   }
   const { url, adminUrl } = gateway;
-  const kind = environment.REDIS_URL ? "Redis (REDIS_URL)" : "SQLite (set REDIS_URL for Redis)";
-  return { url, adminUrl, gateway, tour: tour({ url, adminUrl, shopUrl: shop.url, kind, logFile }), close };
+  const places = { url, adminUrl, shopUrl: shop.url, kind: kindOf(redis, environment), logFile };
+  const revoke = (userId: string) => fetch(`${adminUrl}/sessions?user=${userId}`, { method: "DELETE" });
+  return {
+    url,
+    adminUrl,
+    gateway,
+    redis,
+    tour: tour(places),
+    heading: traffic === undefined ? "" : heading(places, traffic),
+    revoke: (userId) => revoke(userId).catch(() => {}),
+    close,
+  };
 }
 
-function demoSettings(upstream: string, store: string, port: string, adminPort: string) {
+function kindOf(redis: OwnRedis | undefined, environment: Environment): string {
+  if (redis !== undefined) return "Redis (one of its own)";
+  return environment.REDIS_URL ? "Redis (REDIS_URL)" : "SQLite (set REDIS_URL, or say --redis, for Redis)";
+}
+
+/** Short enough to see sessions expire, long enough for most acts to come in time. */
+function idleTimeout(traffic: TrafficSettings): string {
+  return `${Math.min(Math.max(Math.ceil((5 * thinkTimeMs(traffic)) / 1000), 3), 60)}s`;
+}
+
+function demoSettings({ port, adminPort, traffic }: DemoOptions, upstream: string, store: string) {
   return {
     listen: { port },
     admin: { port: adminPort },
     store,
-    // Plain http and a name of its own, so that every browser and curl keeps the cookie, whatever host name is used.
-    session: { cookie: { name: "session", secure: false } },
+    session: {
+      // Plain http and a name of its own, so that every browser and curl keeps the cookie, whatever host name is used.
+      cookie: { name: "session", secure: false },
+      ...(traffic !== undefined && {
+        idleTimeout: idleTimeout(traffic),
+        bind: "user-agent",
+        onMismatch: "deny",
+        maxPerUser: 2,
+      }),
+    },
     identity: {
       headers: {
         "X-User-Id": "/user/id",
@@ -109,13 +160,33 @@ async function startShop(): Promise<Shop> {
   };
 }
 
-function tour({
-  url,
-  adminUrl,
-  shopUrl,
-  kind,
-  logFile,
-}: Record<"url" | "adminUrl" | "shopUrl" | "kind" | "logFile", string>): string {
+interface Places {
+  readonly url: string;
+  readonly adminUrl: string;
+  readonly shopUrl: string;
+  /** Of the store, for people. */
+  readonly kind: string;
+  readonly logFile: string;
+}
+
+function heading({ url, adminUrl, kind, logFile }: Places, { users, rate, seconds, seed }: TrafficSettings): string {
+  return `
+Coatcheck demo. Sessions are kept in ${kind}.
+${users} people, about ${rate} requests a second for ${seconds} s, seed ${seed}; now and then something fails.
+
+  shop ${url}   operators ${adminUrl}
+
+  look on                 coatcheck top --admin ${adminUrl}    (in a checkout: npm run coatcheck -- top …)
+  the last failure        curl -s '${adminUrl}/debug/exchanges?ring=errors&limit=1'
+  all of it in one file   coatcheck dump --admin ${adminUrl}
+
+Log: tail -f ${logFile}
+Ctrl-C ends everything.
+
+`;
+}
+
+function tour({ url, adminUrl, shopUrl, kind, logFile }: Places): string {
   return `
 Coatcheck demo. Sessions are kept in ${kind}.
 
@@ -141,7 +212,14 @@ With curl
   curl -s ${adminUrl}/debug/exchanges?limit=1
   curl -s ${adminUrl}/metrics | grep ^coatcheck_headers_stripped
 
+For operators (in a checkout: npm run coatcheck -- top …)
+  what happens now           coatcheck top --admin ${adminUrl}
+  why it answers as it does  coatcheck explain --admin ${adminUrl} --url ${url}/admin
+  follow one user            coatcheck watch --admin ${adminUrl} --user 1
+  all of it in one file      coatcheck dump --admin ${adminUrl}
+
 Log: tail -f ${logFile}
+People who use it, and failures: coatcheck demo --traffic
 Ctrl-C ends everything.
 `;
 }

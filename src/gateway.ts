@@ -1,5 +1,8 @@
 import type { Server } from "node:http";
+import { Server as TlsServer } from "node:tls";
+import { isatty } from "node:tty";
 import { createAdmin } from "./admin/admin.ts";
+import { type KeyPair, readKeyPair, watchCertificate } from "./certificate.ts";
 import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
@@ -35,12 +38,22 @@ export interface GatewayOptions {
   readonly logDestination?: LogDestination;
   /** A store of your own, instead of the one that `config.store` names; the gateway closes it. */
   readonly store?: SessionStore;
+  /** How often the files of certificates are looked at, milliseconds; default ten seconds. */
+  readonly certificatePollMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
 }
 
+/** What takes a while to make. */
+interface GatewayParts {
+  readonly observer: Observer;
+  readonly plainStore: SessionStore;
+  readonly adminTls: KeyPair | undefined;
+}
+
+const STANDARD_OUTPUT = 1;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
@@ -60,8 +73,9 @@ export class Gateway {
   readonly #adminConnections: Connections;
   #draining = false;
   #closing: Promise<void> | undefined;
+  #unwatchCertificates: (() => void) | undefined;
 
-  private constructor(config: Config, observer: Observer, plainStore: SessionStore, options: GatewayOptions) {
+  private constructor(config: Config, { observer, plainStore, adminTls }: GatewayParts, options: GatewayOptions) {
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
@@ -100,7 +114,7 @@ export class Gateway {
         expiry: session,
         maxPerUser: session.maxPerUser,
         now,
-        onEvent: (event, exchange, handle) => observer.sessionEvent(event, exchange, handle),
+        onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
       },
       toucher: this.#toucher,
       logouts,
@@ -127,6 +141,7 @@ export class Gateway {
     });
     this.#admin = createAdmin({
       token: config.admin.token,
+      tls: adminTls,
       observer,
       version: VERSION,
       isDraining: gate.isDraining,
@@ -134,33 +149,36 @@ export class Gateway {
       probeStore: () => probeStore(store, now),
       sessions: createSessionAdministration({
         store,
-        onRevoked: (handle, scope) => {
-          observer.metrics.sessionEvent("revoked");
-          observer.log.event("info", "session.revoked", "session revoked", { handle, scope });
-        },
+        onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
       takeDump,
     });
     this.#serverConnections = new Connections(this.#server);
     this.#adminConnections = new Connections(this.#admin);
+    if (adminTls !== undefined && config.admin.tls !== undefined)
+      this.#watchCertificate("admin", this.#admin, config.admin.tls, adminTls, options.certificatePollMs);
   }
 
   /**
    * Builds a gateway; `listen` starts it.
-   * @throws Error when the store cannot be opened. One that is merely down is reported by `/readyz` and found later.
+   * @throws Error when a certificate cannot be used, or the store cannot be opened. A store that is merely down is
+   *   reported by `/readyz` and found later.
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
+    const adminTls = config.admin.tls === undefined ? undefined : await readKeyPair(config.admin.tls);
+    const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
+      ...(prettyLog && { prettyLog }),
       version: VERSION,
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
     });
-    const store = options.store
+    const plainStore = options.store
       ? new GuardedStore(options.store)
       : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-    return new Gateway(config, observer, store, options);
+    return new Gateway(config, { observer, plainStore, adminTls }, options);
   }
 
   /**
@@ -216,13 +234,15 @@ export class Gateway {
    */
   reload({ observe, settings, shown }: Config): ReloadResult {
     const before = this.#config;
+    const { format } = before.observe.log;
     const keys = changedKeys(before.settings, settings);
-    const isApplied = (key: string) => key.startsWith("observe.");
+    const isApplied = (key: string) => key.startsWith("observe.") && key !== "observe.log.format";
+    const inEffect = (read: Config["settings"]["observe"]) => ({ ...read, log: { ...read.log, format } });
     this.#config = {
       ...before,
-      observe: { ...observe, traceExport: before.observe.traceExport },
-      settings: { ...before.settings, observe: settings.observe },
-      shown: { ...before.shown, observe: shown.observe },
+      observe: { ...observe, log: { ...observe.log, format }, traceExport: before.observe.traceExport },
+      settings: { ...before.settings, observe: inEffect(settings.observe) },
+      shown: { ...before.shown, observe: inEffect(shown.observe) },
     };
     this.observer.reconfigure(observe);
     const result = { applied: keys.filter(isApplied), needsRestart: keys.filter((key) => !isApplied(key)) };
@@ -247,15 +267,47 @@ export class Gateway {
   async #close(): Promise<void> {
     const { delayMs, timeoutMs } = this.#config.shutdown;
     this.#draining = true;
-    this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on");
+    this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
+      delay_s: delayMs / 1000,
+      timeout_s: timeoutMs / 1000,
+    });
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
     await this.#serverConnections.drain(timeoutMs);
     this.observer.log.event("info", "gateway.stopped", "stopped");
     await this.#release();
   }
 
+  /** New connections get a renewed certificate; those that are open keep the old one. */
+  #watchCertificate(
+    listener: string,
+    server: Server,
+    files: NonNullable<Config["admin"]["tls"]>,
+    pair: KeyPair,
+    pollMs: number | undefined,
+  ): void {
+    const { metrics, log } = this.observer;
+    metrics.certificate(listener, pair.notAfter);
+    this.#unwatchCertificates = watchCertificate({
+      files,
+      pair,
+      pollMs,
+      onReplaced: (renewed) => {
+        if (server instanceof TlsServer) server.setSecureContext(renewed);
+        metrics.certificate(listener, renewed.notAfter);
+        const fields = { listener, not_after: new Date(renewed.notAfter).toISOString() };
+        log.event("info", "certificate.replaced", "a renewed certificate is in use", fields);
+      },
+      onRefused: (problem) =>
+        log.event("error", "certificate.refused", "a new certificate cannot be used; the one before goes on", {
+          listener,
+          problem,
+        }),
+    });
+  }
+
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
+    this.#unwatchCertificates?.();
     await this.#serverConnections.drain(0);
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
     await this.#toucher.flush();
@@ -264,6 +316,20 @@ export class Gateway {
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
   }
+}
+
+/**
+ * Whether log lines are for a person, and in colours. FORCE_COLOR and NO_COLOR are what other programs go by.
+ * @param toStandardOutput false: they go to a destination of somebody else's, which is no terminal.
+ */
+function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean): { colours: boolean } | undefined {
+  // Not `process.stdout.isTTY`: to look at it makes a pipe non-blocking, and then the log waits a tenth of a second
+  // whenever the pipe is full.
+  const terminal = toStandardOutput && isatty(STANDARD_OUTPUT);
+  if (format === "json" || (format === "auto" && !terminal)) return undefined;
+  const { FORCE_COLOR: force, NO_COLOR: no } = process.env;
+  if (force !== undefined) return { colours: force !== "0" && force !== "false" };
+  return { colours: terminal && !no && process.stdout.hasColors() };
 }
 
 /** What a store has to know of the configuration, whoever opens it. */

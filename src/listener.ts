@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { type Conversation, LINGER_MS, problemBody } from "./answers.ts";
+import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { Exchange } from "./core/exchange.ts";
 import { methodLabel } from "./core/labels.ts";
 import { describePeer, type Peer } from "./core/peer.ts";
@@ -28,18 +29,6 @@ interface Connection {
   waiting: number;
   /** A later message was malformed: say so when the earlier answers are out. */
   refusal: Refusal | undefined;
-}
-
-/** What node tells of a message that it could not parse. */
-interface ClientError extends Error {
-  readonly code?: string;
-  readonly rawPacket?: Buffer;
-  readonly bytesParsed?: number;
-}
-
-interface Refusal {
-  readonly status: number;
-  readonly message: string;
 }
 
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
@@ -198,31 +187,4 @@ function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): voi
   socket.resume();
   const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
   socket.once("close", () => clearTimeout(linger));
-}
-
-/** @returns `undefined` for a connection that is gone: there is nobody to answer. */
-function describeClientError(error: ClientError): Refusal | undefined {
-  switch (error.code) {
-    case "ECONNRESET":
-    case "EPIPE":
-    case "HPE_INVALID_EOF_STATE": // it closed in the middle of a message
-      return undefined;
-    case "HPE_HEADER_OVERFLOW":
-      return isInRequestLine(error)
-        ? { status: 414, message: "the request line is too long" }
-        : { status: 431, message: "the header section is too large" };
-    case "HPE_CHUNK_EXTENSIONS_OVERFLOW":
-      return { status: 413, message: "too many chunk extensions" };
-    case "ERR_HTTP_REQUEST_TIMEOUT":
-      return { status: 408, message: "the request head took too long" };
-    case "HPE_INVALID_METHOD":
-      return { status: 501, message: "an unknown method" };
-    default:
-      return { status: 400, message: `malformed HTTP (${error.code ?? "unknown"})` };
-  }
-}
-
-function isInRequestLine({ rawPacket, bytesParsed }: ClientError): boolean {
-  const parsed = rawPacket?.toString("latin1", 0, bytesParsed) ?? "";
-  return /^[A-Z]+ /.test(parsed) && !parsed.includes("\r\n");
 }

@@ -1,5 +1,6 @@
 import type { Server } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
+import { Server as TlsServer } from "node:tls";
 
 /** Opening and closing of the two listeners. */
 
@@ -72,5 +73,5 @@ export class Connections {
 export function urlOf(server: Server): string {
   const { address, port, family } = server.address() as AddressInfo;
   const host = address === "0.0.0.0" || address === "::" ? "localhost" : family === "IPv6" ? `[${address}]` : address;
-  return `http://${host}:${port}`;
+  return `${server instanceof TlsServer ? "https" : "http"}://${host}:${port}`;
 }

@@ -15,7 +15,7 @@ import { upstreamFields } from "./core/upstream-fields.ts";
 import type { Observer } from "./observe/observer.ts";
 import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
-import { expiryAfterUse } from "./session/expiry.ts";
+import { expiryAfterUse, expiryReason } from "./session/expiry.ts";
 import { type Lifecycle, obey } from "./session/lifecycle.ts";
 import type { Logouts } from "./session/logouts.ts";
 import { decide } from "./session/policy.ts";
@@ -165,8 +165,9 @@ function hold(gate: Gate, resolution: Resolution, head: RequestHead, exchange: E
   if (session === undefined || key === undefined) return resolution;
   if (!isMismatch(gate.binding.to, session, clientOf(head, exchange))) return resolution;
   exchange.handle = handleOf(key);
-  gate.observer.sessionEvent("mismatch", exchange);
-  return gate.binding.onMismatch === "log" ? resolution : { outcome: "mismatch", key, ...(source && { source }) };
+  const denied = gate.binding.onMismatch === "deny";
+  gate.observer.sessionEvent("mismatch", exchange, { bind: gate.binding.to, denied });
+  return !denied ? resolution : { outcome: "mismatch", key, ...(source && { source }) };
 }
 
 function clientOf(head: RequestHead, exchange: Exchange): SessionClient {
@@ -184,7 +185,10 @@ function note(gate: Gate, exchange: Exchange, cookie: PresentedCookie, resolutio
   exchange.resolvedMs = exchange.elapsedMs();
   if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
   if (resolution.outcome !== "hit") exchange.logout = gate.logouts.notice(cookie, resolution);
-  if (resolution.outcome === "expired") gate.observer.sessionEvent("expired", exchange);
+  if (resolution.outcome === "expired") {
+    const reason = expiryReason(resolution.life, gate.lifecycle.expiry);
+    gate.observer.sessionEvent("expired", exchange, { reason });
+  }
 }
 
 /** Nobody passes here without a session, or nobody can tell because the store is away. */
@@ -309,7 +313,7 @@ async function writeBack(
     exchange.countWriteBack(commands.command, "malformed");
     throw new ProxyError("http_protocol_error", `X-Session-${commands.command}: ${commands.malformed}`);
   }
-  exchange.writeBackDropped = commands.dropped;
+  exchange.countDropped(commands.dropped);
   // A login of somebody under watch counts, also one that is about to fail.
   if (commands.start !== undefined && gate.observer.watches.size > 0)
     gate.observer.watches.look(

@@ -8,7 +8,6 @@ import type { Dump } from "../src/admin/dump.ts";
 import { UsageError } from "../src/cli-arguments.ts";
 import { openDump, renderSection, runDump } from "../src/cli-dump.ts";
 import { renderSummary } from "../src/cli-dump-summary.ts";
-import { samplesOf } from "../src/cli-open-metrics.ts";
 import { ask, cookiePair } from "./support/client.ts";
 import { run } from "./support/command.ts";
 import { ROOT } from "./support/project.ts";
@@ -275,14 +274,6 @@ t.test("usage", async (t) => {
     t.type(error, UsageError, args.join(" "));
     t.match(error, { message });
   }
-});
-
-t.test("samples are read as OpenMetrics writes them", (t) => {
-  const text = 'a_total{x="1",y="b}\\"c"} 5 # {trace_id="z"} 1\na_total_more 7\nb 1e3\n# TYPE a counter\n';
-  t.same(samplesOf(text, "a_total"), [{ labels: { x: "1", y: 'b}\\"c' }, value: 5 }]);
-  t.same(samplesOf(text, "b"), [{ labels: {}, value: 1000 }]);
-  t.same(samplesOf(text, "c"), []);
-  t.end();
 });
 
 /** Not `run`: the shell puts a limit on the process first. It does not block, because it is this process that is asked. */

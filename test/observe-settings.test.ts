@@ -7,7 +7,7 @@ import { exportTo, startReceiver } from "./support/otlp.ts";
 import { type RunningGateway, startGateway, startUpstream } from "./support/servers.ts";
 
 const CONFIGURED = {
-  log: { level: "info", access: "all" },
+  log: { level: "info", access: "all", sample: 1 },
   traces: { ratio: 0.01, slowerThan: "1s", errors: true },
 };
 
@@ -30,7 +30,7 @@ t.test("GET shows what is in effect, POST changes what is named and nothing else
   t.same(await shown(gateway), changed.body);
   await change(gateway, { log: { access: "errors" }, traces: { errors: false } });
   t.same(await shown(gateway), {
-    log: { level: "info", access: "errors" },
+    log: { level: "info", access: "errors", sample: 1 },
     traces: { ratio: 1, slowerThan: "250ms", errors: false },
   });
   t.match(changes(gateway), [

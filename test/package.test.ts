@@ -105,14 +105,14 @@ t.test("an old Node gets one line, not a stack", async (t) => {
 });
 
 t.test("generated documents are up to date", async (t) => {
-  for (const [file, text] of Object.entries(renderDocs()))
+  for (const [file, text] of Object.entries(await renderDocs()))
     t.equal(readFileSync(join(ROOT, file), "utf8"), text, `${file}: npm run docs`);
 });
 
 t.test("the configuration examples in the documents are valid", async (t) => {
   const { loadConfigText } = await import("../src/config/load.ts");
   const environment = { COATCHECK_SECRET: "x".repeat(32), COATCHECK_ADMIN_TOKEN: "x".repeat(32) };
-  for (const file of ["README.md", "docs/configuration.md", "docs/architecture.md"]) {
+  for (const file of ["README.md", "docs/configuration.md", "docs/architecture.md", "docs/admin-api.md"]) {
     const blocks = [...readFileSync(join(ROOT, file), "utf8").matchAll(/```yaml\n([\s\S]*?)```/g)];
     for (const [, text = ""] of blocks) t.doesNotThrow(() => loadConfigText(text, environment, file), text);
   }

@@ -57,7 +57,7 @@ async function startWithFile(t: Teardown, first: Settings = {}) {
 t.test("a good file: the section observe applies at once, the rest is named", async (t) => {
   const gateway = await startWithFile(t);
   await gateway.write({
-    observe: { traces: { ratio: 0.5 }, log: { access: "errors" }, recorder: { exchanges: 2 } },
+    observe: { traces: { ratio: 0.5 }, log: { access: "errors", format: "pretty" }, recorder: { exchanges: 2 } },
     session: { idleTimeout: "5m", cookie: { secrets: [SECRETS[1], "${SECRET}"] } },
   });
   const line = await gateway.reload("config.reloaded");
@@ -65,8 +65,8 @@ t.test("a good file: the section observe applies at once, the rest is named", as
     level: "warn",
     applied: ["observe.log.access", "observe.traces.ratio", "observe.recorder.exchanges"],
   });
-  t.same(line?.needs_restart, ["session.idleTimeout", "session.cookie.secrets"]);
-  t.match(line?.msg, /a restart is needed for session\.idleTimeout, session\.cookie\.secrets$/);
+  t.same(line?.needs_restart, ["session.idleTimeout", "session.cookie.secrets", "observe.log.format"]);
+  t.match(line?.msg, /a restart is needed for session\.idleTimeout, session\.cookie\.secrets, observe\.log\.format$/);
   t.match(JSON.parse(await gateway.admin("/observe")), { log: { access: "errors" }, traces: { ratio: 0.5 } });
   for (let i = 0; i < 4; i++) t.equal((await ask(gateway.url)).status, 200);
   await until(async () => JSON.parse(await gateway.admin("/debug/exchanges")).exchanges.length === 2);
@@ -78,7 +78,11 @@ t.test("a good file: the section observe applies at once, the rest is named", as
 
   const again = await gateway.reload("config.reloaded");
   t.same(again?.applied, []);
-  t.same(again?.needs_restart, ["session.idleTimeout", "session.cookie.secrets"], "it is still not in effect");
+  t.same(
+    again?.needs_restart,
+    ["session.idleTimeout", "session.cookie.secrets", "observe.log.format"],
+    "it is still not in effect",
+  );
   await gateway.write({ observe: { traces: { ratio: 0.5 } } });
   t.match(await gateway.reload("config.reloaded"), { level: "info", needs_restart: [] });
   gateway.running.child.kill("SIGTERM");

@@ -219,7 +219,7 @@ t.test("all but one: the one stays, its predecessor in the overlap does not", as
   await put(store, old, { siblings: [kept], retiresAt: Date.now() + 10_000 });
   await put(store, elsewhere);
   const told: [handle: string, scope: RevocationScope][] = [];
-  const sessions = createSessionAdministration({ store, onRevoked: (...each) => told.push(each) });
+  const sessions = createSessionAdministration({ store, onRevoked: (handle, scope) => told.push([handle, scope]) });
   t.match(await sessions.endAll("u", handleOf(kept)), { count: 2, complete: true });
   t.same(new Map(told), new Map([old, elsewhere].map((key) => [handleOf(key), "others"])));
   t.equal(await outcome(store, kept), "hit");

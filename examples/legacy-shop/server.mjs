@@ -2,6 +2,9 @@
  * A shop as it might have stood there for years: plain node:http, no framework. It knows nothing of Coatcheck but
  * headers: `X-User-*` and `X-Cart` in requests tell who asks; `X-Session-Start`, `-Set` and `-End` in responses
  * begin, change and end a session. It keeps no session itself and never sees the session cookie.
+ *
+ * It also misbehaves on purpose, for whoever wants to see what the gateway makes of it: /slow, /flaky, /cut, /refuse and
+ * /mistake.
  */
 import { createServer } from "node:http";
 
@@ -10,8 +13,11 @@ const USERS = new Map([
   ["bob", { id: "2", name: "Bob Babbage", email: "bob@shop.example", roles: ["customer"] }],
   ["zoë", { id: "3", name: "Zoë Ångström", email: "zoe@shop.example", roles: ["customer"] }],
 ]);
+/** Regular customers, as many as one wants: shopper-1, shopper-2, … */
+const SHOPPER = /^shopper-([1-9]\d{0,4})$/;
 const ITEMS = ["umbrella", "hat", "scarf", "gloves"];
 const MAX_FORM_BYTES = 4096;
+const MAX_WAIT_MS = 5000;
 
 /** Identity values are printable ASCII, the rest percent-encoded. */
 const header = (req, name) => decodeURIComponent(req.headers[name] ?? "");
@@ -25,7 +31,8 @@ const server = createServer(async (req, res) => {
     roles: list(req, "x-user-roles"),
     cart: list(req, "x-cart"),
   };
-  const { pathname } = new URL(req.url, "http://shop");
+  const { pathname, searchParams } = new URL(req.url, "http://shop");
+  req.waitMs = Math.min(Math.max(Number(searchParams.get("ms") ?? 800) || 0, 0), MAX_WAIT_MS);
   const page = PAGES[`${req.method} ${pathname}`];
   try {
     if (page) await page(req, res, visitor);
@@ -62,14 +69,14 @@ const PAGES = {
       "Sign in",
       `<form method="post"><p><label>Name <input name="user" autofocus></label></p>
        <p><label>Password <input name="password" type="password"></label></p><button>Sign in</button></form>
-       <p>ada, bob or zoë; the password is the name.</p>`,
+       <p>ada, bob, zoë or shopper-1, shopper-2, …; the password is the name.</p>`,
       visitor,
     );
   },
 
   "POST /login": async (req, res, visitor) => {
     const form = await readForm(req);
-    const user = USERS.get(form.get("user") ?? "");
+    const user = userOf(form.get("user") ?? "");
     if (!user || form.get("password") !== form.get("user")) {
       send(res, 403, "Sign in", '<p>Wrong name or password. <a href="/login">Again</a></p>', visitor);
       return;
@@ -124,7 +131,52 @@ const PAGES = {
     for (let i = 0; i < req.rawHeaders.length; i += 2) lines.push(`${req.rawHeaders[i]}: ${req.rawHeaders[i + 1]}`);
     res.end(`${lines.sort().join("\n")}\n`);
   },
+
+  "GET /slow": async (req, res, visitor) => {
+    await new Promise((resolve) => setTimeout(resolve, req.waitMs));
+    send(res, 200, "At last", `<p>That took ${req.waitMs} ms.</p>`, visitor);
+  },
+
+  "GET /flaky": (_req, res, visitor) => {
+    flaky = !flaky;
+    if (flaky) throw new Error("every other time");
+    send(res, 200, "Lucky", "<p>Ask again and it fails.</p>", visitor);
+  },
+
+  /** The connection ends in the middle of the answer. */
+  "GET /cut": (_req, res) => {
+    res.writeHead(200, { "content-type": "text/plain", "content-length": "1000" });
+    res.write("The rest of this page is", () => res.destroy());
+  },
+
+  /** Nobody listens for a while, as during a restart. */
+  "GET /refuse": (req, res, visitor) => {
+    res.once("close", () => {
+      const { port, address } = server.address() ?? {};
+      if (port === undefined) return;
+      server.close(() => setTimeout(() => server.listen(port, address), req.waitMs));
+      server.closeAllConnections();
+    });
+    send(res, 200, "Closing", `<p>Closed for ${req.waitMs} ms.</p>`, visitor);
+  },
+
+  /** Commands for the session that nobody can obey: one that is no JSON, or an attribute that is not in `write`. */
+  "GET /mistake": (_req, res, visitor) => {
+    mistakes++;
+    res.setHeader("X-Session-Set", mistakes % 2 === 0 ? "{cart: oops" : ascii({ discount: 100 }));
+    send(res, 200, "A mistake", "<p>This page writes what it should not.</p>", visitor);
+  },
 };
+
+let flaky = false;
+let mistakes = 0;
+
+function userOf(name) {
+  const [, number] = SHOPPER.exec(name) ?? [];
+  if (number === undefined) return USERS.get(name);
+  const id = String(1000 + Number(number));
+  return { id, name: `Shopper ${number}`, email: `${name}@shop.example`, roles: ["customer"] };
+}
 
 function send(res, status, title, body, visitor) {
   const who = visitor.id
@@ -164,6 +216,8 @@ function escapeHtml(text) {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 }
 
-server.listen(Number(process.env.PORT ?? 3000), "127.0.0.1", () => {
-  process.stdout.write(`legacy shop on http://127.0.0.1:${server.address().port}\n`);
+const { HOST = "127.0.0.1", PORT = "3000" } = process.env;
+server.once("listening", () => {
+  process.stdout.write(`legacy shop on http://${HOST}:${server.address().port}\n`);
 });
+server.listen(Number(PORT), HOST);

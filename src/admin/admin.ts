@@ -6,6 +6,7 @@ import {
   type Server,
   type ServerResponse,
 } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { SessionAdministration, StoreReport } from "../core/administration.ts";
@@ -20,15 +21,16 @@ import {
   type ActionMethod,
   BadCall,
   type Call,
-  decode,
   type Endpoint,
   type Endpoints,
   json,
   type Reply,
   readBody,
+  readName,
   readQuery,
 } from "./endpoint.ts";
 import { exchangesEndpoint } from "./exchanges.ts";
+import { answerMalformed } from "./malformed.ts";
 import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
@@ -45,21 +47,29 @@ export interface AdminOptions {
   readonly probeStore: () => Promise<StoreReport>;
   readonly sessions: SessionAdministration;
   readonly takeDump: () => Promise<TakenDump>;
+  /** PEM; absent: HTTP without TLS. */
+  readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
 }
 
 const MAX_BODY_BYTES = 64 * 1024;
 
-/** The listener for operators. Every answer but the metrics is JSON. */
+/** The listener for operators. Errors are JSON, and so is nearly everything else. */
 export function createAdmin(options: AdminOptions): Server {
   const endpoints = adminEndpoints(options);
   const tokenHash = options.token === undefined ? undefined : hash("sha256", options.token, "buffer");
-  return createServer((req, res) => {
+  const listener = (req: IncomingMessage, res: ServerResponse): void => {
     const gone = new AbortController();
     res.once("close", () => gone.abort());
     respond(req, { endpoints, tokenHash, signal: gone.signal })
       .catch((error: unknown) => failure(error, options.observer, gone.signal))
       .then((reply) => write(req, res, reply));
-  });
+  };
+  // Whether there is a Host is checked with the rest, where it gets a reason.
+  const base = { requireHostHeader: false };
+  const server =
+    options.tls === undefined ? createServer(base, listener) : createTlsServer({ ...base, ...options.tls }, listener);
+  answerMalformed(server, (req, res, refusal) => write(req, res, json(refusal.status, { error: refusal.message })));
+  return server;
 }
 
 function failure(error: unknown, observer: Observer, gone: AbortSignal): Reply {
@@ -76,6 +86,8 @@ interface Context {
 }
 
 async function respond(req: IncomingMessage, { endpoints, tokenHash, signal }: Context): Promise<Reply> {
+  if (req.headers.host === undefined && req.httpVersion === "1.1")
+    return json(400, { error: "a request without Host" }); // RFC 9112 §3.2
   if (tokenHash === undefined && !isLoopbackHost(req.headers.host)) {
     // Without a token, a web page whose name was pointed at 127.0.0.1 must not read this (DNS rebinding).
     return json(403, { error: "without a token, this listener answers to localhost and loopback addresses only" });
@@ -97,7 +109,9 @@ async function respond(req: IncomingMessage, { endpoints, tokenHash, signal }: C
   const call = {
     query: action.query === undefined ? {} : readQuery(query, action.query),
     body: action.body === undefined ? undefined : readBody(await bodyOf(req), action.body),
-    name: decode(name),
+    name: endpoint.name === undefined ? "" : readName(name, endpoint.name),
+    client: req.socket.remoteAddress ?? "",
+    wantsPage: prefersPage(req.headers.accept),
     signal,
   };
   return action.reply(call as Call<never, never>);
@@ -140,6 +154,11 @@ function allowed({ actions }: Endpoint): string {
   );
 }
 
+/** Browsers name `text/html` first; programs ask for JSON, or for anything. */
+function prefersPage(accept = ""): boolean {
+  return /^\s*text\/html\s*(,|;|$)/i.test(accept);
+}
+
 /** Whether a browser sends this for a page of another origin, which then rides on the address of whoever looks at it. */
 function isCrossSite({ origin, host, "sec-fetch-site": site }: IncomingHttpHeaders): boolean {
   if (site !== undefined && site !== "same-origin") return true;
@@ -173,6 +192,11 @@ function isLoopbackHost(host: string | undefined): boolean {
 }
 
 function write(req: IncomingMessage, res: ServerResponse, { status, type, body, fields = {} }: Reply): void {
+  // Answered already, as what it turned out to be later: malformed.
+  if (res.headersSent) {
+    if (body instanceof Readable) body.destroy();
+    return;
+  }
   res.writeHead(status, {
     "content-type": type,
     ...(!(body instanceof Readable) && { "content-length": Buffer.byteLength(body) }),

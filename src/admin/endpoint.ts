@@ -26,6 +26,10 @@ export interface Call<Query = Record<never, never>, Body = undefined> {
   readonly body: Body;
   /** What stands in place of the last segment of the path, where the endpoint has one; decoded. */
   readonly name: string;
+  /** Address of whoever asks. */
+  readonly client: string;
+  /** A browser asks: it would rather have a page than JSON. */
+  readonly wantsPage: boolean;
   /** Aborted when the client has gone. */
   readonly signal: AbortSignal;
 }
@@ -39,8 +43,13 @@ export interface Action {
   readonly body?: z.ZodType;
   /** What it answers with 200: the schema of the JSON, or a media type. */
   readonly answer: z.ZodType | string;
-  /** Other statuses that it may answer, and when. Those that every endpoint may answer are not repeated. */
-  readonly statuses?: Readonly<Record<number, string>>;
+  /** Browsers get a page instead. */
+  readonly page?: true;
+  /**
+   * Other statuses that it may answer, and when; `answer`: the schema of the JSON, where that is not the one of errors.
+   * Those that follow from the rest of the description are not repeated.
+   */
+  readonly statuses?: Readonly<Record<number, string | { readonly when: string; readonly answer: z.ZodType }>>;
   readonly reply: (call: Call<never, never>) => MaybePromise<Reply>;
 }
 
@@ -64,13 +73,15 @@ export type ActionMethod = (typeof ACTION_METHODS)[number];
 export interface Endpoint {
   /** One line for the index. */
   readonly about: string;
+  /** What stands in place of the last segment of the path. */
+  readonly name?: z.ZodString;
   /** Probes have no token. */
   readonly open?: boolean;
   /** HEAD is answered as GET. */
   readonly actions: Readonly<Partial<Record<ActionMethod, Action>>>;
 }
 
-/** By path; one that ends with `/{…}` stands for any last segment. */
+/** By path; one that ends with `/{name}` stands for any last segment. */
 export type Endpoints = ReadonlyMap<string, Endpoint>;
 
 export function json(status: number, value: unknown): Reply {
@@ -106,6 +117,11 @@ export function readQuery<Query extends QuerySchema>(query: string, schema: Quer
       throw new BadCall(`the parameter ${name} comes more than once`);
   }
   return checked(schema, Object.fromEntries(parameters));
+}
+
+/** What stands in place of the last segment of the path. @throws BadCall when it is not what the schema describes. */
+export function readName(segment: string, schema: z.ZodString): string {
+  return checked(schema, decode(segment));
 }
 
 /** @throws BadCall when the text is no JSON, or not what the schema describes. */

@@ -1,37 +1,32 @@
 import { z } from "zod";
 import { ACCESS_LINES, LOG_LEVELS } from "../core/observe-settings.ts";
-import { parseDuration } from "../core/units.ts";
 import type { RuntimeSettings } from "../observe/settings.ts";
-import { action, type Endpoint, json } from "./endpoint.ts";
-
-const MAX_TEMPORARY = "7d";
-
-/** A duration as the configuration file has it, as milliseconds. */
-function duration(min: string, max: string) {
-  const [minMs = 0, maxMs = 0] = [parseDuration(min), parseDuration(max)];
-  const error = `must be a duration from ${min} to ${max}, such as "30s" or "15m"`;
-  return z
-    .string({ error })
-    .transform((text) => parseDuration(text) ?? -1)
-    .refine((ms) => ms >= minMs && ms <= maxMs, { error });
-}
+import { action, durationText, type Endpoint, json } from "./endpoint.ts";
 
 const level = z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` });
 const access = z.enum(ACCESS_LINES, { error: `must be one of ${ACCESS_LINES.join(", ")}` });
-const ratio = z.number({ error: "must be a number from 0 to 1" }).min(0).max(1);
+const share = z.number({ error: "must be a number from 0 to 1" }).min(0).max(1);
 const errors = z.boolean({ error: "must be true or false" });
 
 const CHANGES = z
   .strictObject({
-    log: z.strictObject({ level: level.optional(), access: access.optional() }).optional(),
+    log: z
+      .strictObject({
+        level: level.optional(),
+        access: access.optional(),
+        sample: share.optional().describe("Share of ordinary requests that get an access line, 0 to 1."),
+      })
+      .optional(),
     traces: z
       .strictObject({
-        ratio: ratio.optional().describe("Share of traces that are exported anyway, 0 to 1."),
-        slowerThan: duration("1ms", "1h").optional().describe("Requests slower than this are always exported."),
+        ratio: share.optional().describe("Share of traces that are exported anyway, 0 to 1."),
+        slowerThan: durationText({ min: "1ms", max: "1h", example: "250ms" })
+          .optional()
+          .describe("Requests slower than this are always exported."),
         errors: errors.optional().describe("Whether failed requests are always exported."),
       })
       .optional(),
-    for: duration("1s", MAX_TEMPORARY)
+    for: durationText({ min: "1s", max: "7d", example: "15m" })
       .optional()
       .describe("The former values come back by themselves after this; absent: the new ones stay."),
   })
@@ -40,8 +35,8 @@ const CHANGES = z
   });
 
 const WORDS = {
-  log: z.strictObject({ level, access }),
-  traces: z.strictObject({ ratio, slowerThan: z.string(), errors }),
+  log: z.strictObject({ level, access, sample: share }),
+  traces: z.strictObject({ ratio: share, slowerThan: z.string(), errors }),
 };
 
 const REPORT = z.strictObject({

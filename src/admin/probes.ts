@@ -1,7 +1,9 @@
 import { z } from "zod";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { Observer } from "../observe/observer.ts";
-import { type Action, type Endpoint, type Endpoints, json } from "./endpoint.ts";
+import { type Action, type Endpoint, type Endpoints, json, type Reply } from "./endpoint.ts";
+import { renderIndexPage } from "./index-page.ts";
+import { renderOpenApi } from "./openapi.ts";
 
 export interface ProbeOptions {
   readonly version: string;
@@ -18,7 +20,10 @@ const INDEX = z.strictObject({ coatcheck: z.string(), endpoints: z.record(z.stri
 /** What load balancers, Prometheus and the curious ask: the index, the probes and the metrics. */
 export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: Endpoint][] {
   const { version, observer, isDraining, checkStore, endpoints } = options;
-  const index = () => Object.fromEntries([...endpoints].map(([path, { about }]) => [path, about]));
+  const index = ({ wantsPage }: { readonly wantsPage: boolean }): Reply => {
+    const abouts = Object.fromEntries([...endpoints].map(([path, { about }]) => [path, about]));
+    return wantsPage ? renderIndexPage(version, endpoints) : json(200, { coatcheck: version, endpoints: abouts });
+  };
   const readiness = async () => {
     if (isDraining()) return json(503, { status: "draining" });
     const store = await checkStore();
@@ -30,10 +35,7 @@ export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: 
     body: await observer.metrics.render(),
   });
   return [
-    [
-      "/",
-      get({ about: "this index", answer: INDEX, reply: () => json(200, { coatcheck: version, endpoints: index() }) }),
-    ],
+    ["/", get({ about: "this index", answer: INDEX, page: true, reply: index })],
     [
       "/livez",
       {
@@ -47,11 +49,19 @@ export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: 
         ...get({
           about: "200 while requests are welcome: the store answers and nothing is being shut down; 503 otherwise",
           answer: STATUS,
-          statuses: { 503: "the store does not answer, or the gateway is shutting down" },
+          statuses: { 503: { when: "the store does not answer, or the gateway is shutting down", answer: STATUS } },
           reply: readiness,
         }),
         open: true,
       },
+    ],
+    [
+      "/openapi.json",
+      get({
+        about: "what is here, as OpenAPI 3.1",
+        answer: z.looseObject({ openapi: z.string() }),
+        reply: () => json(200, renderOpenApi(version, endpoints)),
+      }),
     ],
     ["/metrics", get({ about: "metrics, OpenMetrics text", answer: "application/openmetrics-text", reply: metrics })],
   ];

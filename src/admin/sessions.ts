@@ -3,10 +3,11 @@ import {
   REFERENCE_PATTERN,
   type Refusal,
   type SessionAdministration,
+  type SessionReference,
   type StoreReport,
 } from "../core/administration.ts";
 import { MAX_USER_ID_LENGTH } from "../core/session.ts";
-import { action, BadCall, type Endpoint, json, type Reply } from "./endpoint.ts";
+import { action, type Call, type Endpoint, json, type Reply } from "./endpoint.ts";
 
 const time = z.iso.datetime();
 const handle = z.string().describe("The first 12 characters of the session's key; it opens nothing.");
@@ -34,6 +35,10 @@ const user = z
   .min(1, USER_LENGTH)
   .max(MAX_USER_ID_LENGTH, USER_LENGTH);
 const HANDLE_WANTED = "is named by its handle, 12 characters of A-Z a-z 0-9 - _, or by more of its key";
+const reference = z
+  .string()
+  .regex(REFERENCE_PATTERN, { error: `a session ${HANDLE_WANTED}` })
+  .describe("Handle of the session, or more of its key: 12 to 43 characters.");
 const except = z.string().regex(REFERENCE_PATTERN, { error: HANDLE_WANTED }).describe("Handle of one that stays.");
 
 const OF_USER = z.strictObject({ user: user.describe("Id of the user.") });
@@ -42,9 +47,15 @@ const PERHAPS_OF_USER = z.strictObject({
   user: user.optional().describe("Id of the user: finds the session at once."),
 });
 
+const OUTAGE = "the session store does not answer";
+
 /** The sessions of a user: listed, looked at and ended. */
 export function sessionEndpoints(sessions: SessionAdministration): [path: string, endpoint: Endpoint][] {
-  const statuses = { 404: "no such live session", 409: "several are meant, or the one to keep is about to end" };
+  const statuses = {
+    404: "no such live session",
+    409: "several are meant, or the one to keep is about to end",
+    503: OUTAGE,
+  };
   return [
     [
       "/sessions",
@@ -56,6 +67,7 @@ export function sessionEndpoints(sessions: SessionAdministration): [path: string
             about: "the live sessions of a user, newest first",
             query: OF_USER,
             answer: LIST,
+            statuses: { 503: OUTAGE },
             reply: async ({ query }) => json(200, await sessions.list(query.user)),
           }),
           DELETE: action({
@@ -63,29 +75,30 @@ export function sessionEndpoints(sessions: SessionAdministration): [path: string
             query: ALL_BUT_ONE,
             answer: REVOCATION,
             statuses,
-            reply: async ({ query }) => answer(await sessions.endAll(query.user, query.except)),
+            reply: async ({ query, client }) => answer(await sessions.endAll(query.user, query.except, client)),
           }),
         },
       },
     ],
     [
-      "/sessions/{key or handle}",
+      "/sessions/{handle}",
       {
         about: "GET: one session, redacted; DELETE: ends it; ?user=ID finds it at once",
+        name: reference,
         actions: {
           GET: action({
             about: "one session: names and sizes, no values",
             query: PERHAPS_OF_USER,
             answer: DETAILS,
             statuses,
-            reply: async (call) => answer(await sessions.show(reference(call))),
+            reply: async (call) => answer(await sessions.show(referenceOf(call))),
           }),
           DELETE: action({
             about: "ends one session",
             query: PERHAPS_OF_USER,
             answer: REVOCATION,
             statuses,
-            reply: async (call) => answer(await sessions.end(reference(call))),
+            reply: async (call) => answer(await sessions.end(referenceOf(call))),
           }),
         },
       },
@@ -118,7 +131,7 @@ export function storeCheckEndpoint(probeStore: () => Promise<StoreReport>): [pat
           about: "tries the store with a session of its own and tells what is wrong",
           query: z.strictObject({}),
           answer: REPORT,
-          statuses: { 503: "a step failed; the report says which" },
+          statuses: { 503: { when: "a step failed; the report says which", answer: REPORT } },
           reply: async () => {
             const report = await probeStore();
             return json(report.ok ? 200 : 503, report);
@@ -134,13 +147,6 @@ function answer(result: object | Refusal): Reply {
   return json(result.refused === "not-found" ? 404 : 409, { error: result.reason });
 }
 
-interface Reference {
-  readonly name: string;
-  readonly query: { readonly user?: string | undefined };
-  readonly signal: AbortSignal;
-}
-
-function reference({ name, query, signal }: Reference) {
-  if (!REFERENCE_PATTERN.test(name)) throw new BadCall(`a session ${HANDLE_WANTED}`);
-  return { prefix: name, userId: query.user, signal };
+function referenceOf({ name, query, client, signal }: Call<z.output<typeof PERHAPS_OF_USER>>): SessionReference {
+  return { prefix: name, userId: query.user, by: client, signal };
 }

@@ -20,7 +20,13 @@ export interface Config {
   /** What this was made from, in the words of the file, with secrets: two configurations are compared by it. */
   readonly settings: Settings;
   readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
-  readonly admin: { readonly host: string; readonly port: number; readonly token: string | undefined };
+  readonly admin: {
+    readonly host: string;
+    readonly port: number;
+    readonly token: string | undefined;
+    /** Paths of files. */
+    readonly tls: { readonly cert: string; readonly key: string } | undefined;
+  };
   readonly store: string | { readonly primary: string; readonly fallback: string };
   readonly session: {
     readonly idleTimeoutMs: number;
@@ -47,6 +53,7 @@ export interface Config {
   readonly routes: readonly Route[];
   readonly upstreams: readonly UpstreamConfig[];
   readonly observe: ObserveSettings & {
+    readonly log: { readonly format: "auto" | "json" | "pretty" };
     /** From the environment; `undefined`: no spans are exported. */
     readonly traceExport: TraceExport | undefined;
     readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
@@ -66,7 +73,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
   return deepFreeze({
     settings,
     listen,
-    admin: { host: admin.host, port: admin.port, token: admin.token },
+    admin: { host: admin.host, port: admin.port, token: admin.token, tls: admin.tls },
     store: settings.store,
     session: {
       idleTimeoutMs: ms(session.idleTimeout),

@@ -11,6 +11,8 @@ const SHOWN: ReadonlySet<string> = new Set([
   "listen.host",
   "listen.trustedProxies.*",
   "admin.host",
+  "admin.tls.cert",
+  "admin.tls.key",
   "session.codec",
   "session.layout",
   "session.bind",
@@ -27,6 +29,7 @@ const SHOWN: ReadonlySet<string> = new Set([
   "routes.*.write.*",
   "observe.log.level",
   "observe.log.access",
+  "observe.log.format",
   "observe.dumps.folder",
 ]);
 

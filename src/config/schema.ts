@@ -44,6 +44,15 @@ const admin = z
       .regex(/^[\x21-\x7e]*$/, { error: "must be printable ASCII without blanks, or no request could carry it" })
       .optional()
       .describe("Bearer token for everything but `/livez` and `/readyz`. Required when `host` is not loopback."),
+    tls: z
+      .strictObject({
+        cert: z.string().min(1).describe("File with the certificate and the chain above it, PEM."),
+        key: z.string().min(1).describe("File with its private key, PEM, without a passphrase."),
+      })
+      .optional()
+      .describe(
+        "HTTPS instead of HTTP. Files are relative to the working directory, and are read again when they have changed.",
+      ),
   })
   .refine((value) => value.token !== undefined || LOOPBACK.has(value.host), {
     path: ["token"],
@@ -411,8 +420,20 @@ const observe = z
           .enum(ACCESS_LINES)
           .default("all")
           .describe(
-            "Which requests get an access line; `errors` are those with status 500 and above or an error code.",
+            "Which requests get an access line; `errors` are those with status 500 and above or an error code, and those under watch.",
           ),
+        sample: z
+          .number()
+          .min(0)
+          .max(1)
+          .default(1)
+          .describe(
+            "With `access: all`, the share of access lines that is written, 0 to 1. Failed requests, slow ones (`traces.slowerThan`) and those under watch are always written. Metrics count all.",
+          ),
+        format: z
+          .enum(["auto", "json", "pretty"])
+          .default("auto")
+          .describe("`auto`: lines for a person when standard output is a terminal, JSON otherwise."),
       })
       .prefault({}),
     traces: z

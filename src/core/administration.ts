@@ -57,6 +57,8 @@ export interface SessionReference {
   readonly userId?: string | undefined;
   /** Ends a search that nobody waits for any more. */
   readonly signal?: AbortSignal;
+  /** Address of the operator, for the audit trail. */
+  readonly by?: string;
 }
 
 /** Every operation throws `ProxyError` `session_store_unavailable` when the store gives no answer. */
@@ -64,8 +66,8 @@ export interface SessionAdministration {
   list(userId: string): Promise<SessionList>;
   show(reference: SessionReference): Promise<SessionDetails | Refusal>;
   end(reference: SessionReference): Promise<Revocation | Refusal>;
-  /** @param except handle of one that stays. */
-  endAll(userId: string, except?: string): Promise<Revocation | Refusal>;
+  /** @param except handle of one that stays. @param by address of the operator, for the audit trail. */
+  endAll(userId: string, except?: string, by?: string): Promise<Revocation | Refusal>;
 }
 
 /** Which sessions a revocation was meant for: one, all of a user, or all of a user but one. */

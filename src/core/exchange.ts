@@ -71,8 +71,12 @@ export const WRITE_BACK_RESULTS = [
 ] as const;
 export type WriteBackResult = (typeof WRITE_BACK_RESULTS)[number];
 
-/** How many names of stripped headers an exchange keeps; all of them are counted. */
-const STRIPPED_NAMES_KEPT = 16;
+/** Those that are an attempt to forge or remove what only the gateway may say. The others are normal. */
+const SPOOF_CLASSES: ReadonlySet<StripClass> = new Set(["managed", "alias", "connection", "internal"]);
+
+/** How many names an exchange keeps of a kind, and how much of each; all of them are counted. */
+const NAMES_KEPT = 16;
+const NAME_CHARACTERS_KEPT = 64;
 const PATH_CHARACTERS_KEPT = 512;
 /** Commands to the store's server that an exchange keeps; one that ends all sessions of a user may take thousands. */
 const STORE_COMMANDS_KEPT = 32;
@@ -132,11 +136,14 @@ export class Exchange {
   /** How many headers were stripped, by class. */
   stripped: Partial<Record<StripClass, number>> | undefined = undefined;
   strippedNames: string[] | undefined = undefined;
+  /** The names among them by which the client tried to forge or remove an identity header. */
+  spoofedNames: string[] | undefined = undefined;
   /** Names of the identity headers that carry a value; the others were sent empty. */
   identified: readonly string[] = NO_NAMES;
   writeBack: { readonly command: WriteBackCommand; readonly result: WriteBackResult }[] | undefined = undefined;
-  /** Attributes that the upstream may not write and that were therefore dropped. */
+  /** How many attributes the upstream may not write, so that they were dropped. */
   writeBackDropped = 0;
+  writeBackDroppedNames: readonly string[] = NO_NAMES;
 
   /** Commands that went to the store's server for this request, in the order in which they ended. */
   storeCommands: StoreCommand[] | undefined = undefined;
@@ -159,7 +166,7 @@ export class Exchange {
   /** What is being asked on its behalf. The record is closed when that is answered, also if the client has gone. */
   pending: Promise<unknown> | undefined = undefined;
 
-  /** Of a user or a session under watch: always exported and kept (`observe/watches.ts`). */
+  /** Of a user or a session under watch: always logged, exported and kept (`observe/watches.ts`). */
   watched = false;
   /** The header sections of a watched request, masked, until it is kept. */
   capture: Capture | undefined = undefined;
@@ -207,7 +214,11 @@ export class Exchange {
     this.stripped ??= {};
     this.strippedNames ??= [];
     this.stripped[stripClass] = (this.stripped[stripClass] ?? 0) + 1;
-    if (this.strippedNames.length < STRIPPED_NAMES_KEPT) this.strippedNames.push(name.slice(0, 64));
+    keepName(this.strippedNames, name);
+    if (SPOOF_CLASSES.has(stripClass)) {
+      this.spoofedNames ??= [];
+      keepName(this.spoofedNames, name);
+    }
   }
 
   fail(code: ErrorCode, message: string): void {
@@ -229,8 +240,21 @@ export class Exchange {
     return error === "session_store_unavailable" || error === "session_write_conflict" ? undefined : error;
   }
 
+  /** @param names of attributes that were dropped. */
+  countDropped(names: readonly string[]): void {
+    this.writeBackDropped = names.length;
+    if (names.length === 0) return;
+    const kept: string[] = [];
+    for (const name of names) keepName(kept, name);
+    this.writeBackDroppedNames = kept;
+  }
+
   countWriteBack(command: WriteBackCommand, result: WriteBackResult): void {
     this.writeBack ??= [];
     this.writeBack.push({ command, result });
   }
+}
+
+function keepName(names: string[], name: string): void {
+  if (names.length < NAMES_KEPT) names.push(name.slice(0, NAME_CHARACTERS_KEPT));
 }

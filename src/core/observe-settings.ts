@@ -10,7 +10,12 @@ export const ACCESS_LINES = ["all", "errors", "none"] as const;
 export type AccessLines = (typeof ACCESS_LINES)[number];
 
 export interface ObserveSettings {
-  readonly log: { readonly level: LogLevel; readonly access: AccessLines };
+  readonly log: {
+    readonly level: LogLevel;
+    readonly access: AccessLines;
+    /** With `access: all`, the share of the lines of ordinary requests that is written, 0 to 1. */
+    readonly sample: number;
+  };
   readonly traces: {
     /** Share of traces that are exported anyway, 0 to 1. */
     readonly ratio: number;
@@ -45,8 +50,9 @@ export interface ObserveReport extends ObserveWords {
 }
 
 export function inWords({ log, traces }: ObserveSettings): ObserveWords {
+  const { level, access, sample } = log;
   const { ratio, slowerThanMs, errors } = traces;
-  return { log, traces: { ratio, slowerThan: formatDuration(slowerThanMs), errors } };
+  return { log: { level, access, sample }, traces: { ratio, slowerThan: formatDuration(slowerThanMs), errors } };
 }
 
 /** What differs, by the keys of the configuration file below `observe`, such as `traces.ratio`. */

@@ -58,13 +58,21 @@ export interface Session {
 /** What a store makes of a key. Absence is an answer, not an error; only an outage throws. (After scs `Store.Find`.) */
 export type FindResult =
   | { readonly outcome: "hit"; readonly session: Session }
-  | { readonly outcome: "unknown" | "expired" | "malformed" | "newer" };
+  /** `life`: of the session that has ended; absent where the store does not tell. */
+  | { readonly outcome: "expired"; readonly life?: SessionLife }
+  | { readonly outcome: "unknown" | "malformed" | "newer" };
+
+/** When a session began and ends: what tells why it has expired. */
+export type SessionLife = Pick<Session, "createdAt" | "expiresAt" | "retiresAt">;
 
 export const UNKNOWN: FindResult = { outcome: "unknown" };
 export const EXPIRED: FindResult = { outcome: "expired" };
 export const MALFORMED: FindResult = { outcome: "malformed" };
 /** Written by a later version, in a format that this one does not know: as good as absent, and left alone. */
 export const NEWER: FindResult = { outcome: "newer" };
+
+/** What happens to a session in the course of a request. */
+export type SessionEvent = "created" | "rotated" | "ended" | "expired" | "evicted" | "mismatch";
 
 /**
  * How long a store keeps an expired session, so that a returning visitor is counted as `expired` and not as
@@ -79,7 +87,9 @@ export function endOf(session: Pick<Session, "expiresAt" | "retiresAt">): number
 
 /** The answer for a session that is there; whether it still lives is decided at read, whatever TTL its key has. */
 export function judge(session: Session, now: number): FindResult {
-  return now < endOf(session) ? { outcome: "hit", session } : EXPIRED;
+  if (now < endOf(session)) return { outcome: "hit", session };
+  const { createdAt, expiresAt, retiresAt } = session;
+  return { outcome: "expired", life: { createdAt, expiresAt, ...(retiresAt !== undefined && { retiresAt }) } };
 }
 
 /** Attribute values to write; `undefined` removes the attribute. */

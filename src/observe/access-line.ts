@@ -5,8 +5,10 @@ import { ATTRIBUTES as A } from "./names.ts";
  * The access line, in the shape of pino's other lines. It is written piece by piece because an object of twenty fields
  * through a general serializer cost as much as the rest of a request's records together. An allow-list: a new field of
  * the exchange appears here or nowhere. Words of our own are put in as they are, everything else through `JSON.stringify`.
+ *
+ * @param share of such lines that is written; 1: all.
  */
-export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "error"): string {
+export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "error", share = 1): string {
   const { route, error, errorMessage, handle, upstream, stripped } = exchange;
   const durationMs = exchange.endedMs ?? 0;
   let line =
@@ -20,8 +22,10 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
   if (route !== undefined) line += `,"${A.route}":${JSON.stringify(route.id)}`;
   if (exchange.sessionSource !== undefined) line += `,"${A.sessionSource}":"${exchange.sessionSource}"`;
   if (handle !== undefined) line += `,"handle":"${handle}"`;
+  if (exchange.logout !== undefined) line += `,"logout":"${exchange.logout}"`;
   if (upstream !== undefined) line += `,"upstream":"${upstream}"`;
   if (error !== undefined) line += `,"${A.errorType}":"${error}","error_message":${JSON.stringify(errorMessage ?? "")}`;
+  if (share < 1) line += `,"sample":${share}`;
   if (stripped !== undefined) line += `,"stripped":${JSON.stringify(stripped)}`;
   return `${line},"msg":"request"}\n`;
 }

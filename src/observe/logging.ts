@@ -1,10 +1,11 @@
 import pino from "pino";
 import type { Exchange } from "../core/exchange.ts";
-import type { AccessLines, LogLevel, ObserveSettings } from "../core/observe-settings.ts";
-import type { Handle } from "../core/session.ts";
+import type { AccessLines, LogLevel } from "../core/observe-settings.ts";
 import { isoTime, renderAccessLine } from "./access-line.ts";
 import { BatchedOutput } from "./batched-output.ts";
+import type { EventName, Level } from "./events.ts";
 import { ATTRIBUTES as A } from "./names.ts";
+import { renderPretty } from "./pretty.ts";
 import { Ring } from "./recorder.ts";
 
 const STANDARD_OUTPUT = 1;
@@ -27,27 +28,45 @@ export interface LogDestination {
 export interface LogOptions {
   readonly level: LogLevel;
   readonly access: AccessLines;
+  /** Share of the successful and fast requests that get an access line, 0 to 1. */
+  readonly sample: number;
+  /** Requests that took longer always get one, milliseconds. */
+  readonly slowerThanMs: number;
+  /** Lines for a person at a terminal; absent: JSON. */
+  readonly pretty?: { readonly colours: boolean };
   /** Default: standard output, written in batches. */
   readonly destination?: LogDestination;
+  /** Told how many lines were lost, because standard output was blocked or closed. */
+  readonly onDropped?: (lines: number) => void;
 }
 
 /**
- * JSON lines: one access line a request, one event line a change of a session or of the gateway itself. Fields are
- * picked here by name, so nothing of a request gets into a line by accident.
+ * One access line a request, one event line a change of a session or of the gateway itself. Fields are picked by name,
+ * so nothing of a request gets into a line by accident; `events.ts` lists them all.
  */
 export class Log {
+  /** These may be changed at any time; see `LogOptions`. */
+  access: AccessLines;
+  sample: number;
+  slowerThanMs: number;
   readonly #pino: pino.Logger;
-  #access: AccessLines;
   readonly #destination: LogDestination;
   readonly #output: BatchedOutput | undefined;
   readonly #requestEvents = new Ring<LogEvent>(EVENTS_KEPT);
   readonly #gatewayEvents = new Ring<LogEvent>(EVENTS_KEPT);
 
   constructor(options: LogOptions) {
-    this.#output = options.destination === undefined ? new BatchedOutput(STANDARD_OUTPUT) : undefined;
+    const { pretty } = options;
+    this.access = options.access;
+    this.sample = options.sample;
+    this.slowerThanMs = options.slowerThanMs;
+    this.#output =
+      options.destination === undefined ? new BatchedOutput(STANDARD_OUTPUT, options.onDropped) : undefined;
     const destination = options.destination ?? (this.#output as BatchedOutput);
-    this.#access = options.access;
-    this.#destination = destination;
+    this.#destination =
+      pretty === undefined
+        ? destination
+        : { write: (line) => void destination.write(renderPretty(line, pretty.colours)) };
     this.#pino = pino(
       {
         level: options.level,
@@ -55,44 +74,49 @@ export class Log {
         timestamp: () => `,"time":"${isoTime(Date.now())}"`,
         formatters: { level: (label) => ({ level: label }) },
       },
-      destination,
+      this.#destination,
     );
   }
 
-  /** From now on. */
-  adjust({ level, access }: ObserveSettings["log"]): void {
+  /** The lowest level that is written. */
+  get level(): string {
+    return this.#pino.level;
+  }
+
+  set level(level: LogLevel) {
     this.#pino.level = level;
-    this.#access = access;
   }
 
   /** The access line. */
   exchange(exchange: Exchange): void {
-    if (this.#access === "none" || (this.#access === "errors" && exchange.error === undefined && exchange.status < 500))
-      return;
+    if (this.access === "none") return;
+    let share = 1;
+    if (exchange.error === undefined && exchange.status < 500 && !exchange.watched) {
+      if (this.access === "errors") return;
+      if (this.sample < 1 && (exchange.endedMs ?? 0) <= this.slowerThanMs) {
+        share = this.sample;
+        if (Math.random() >= share) return;
+      }
+    }
     const level = exchange.status >= 500 ? "error" : exchange.error === "session_write_conflict" ? "warn" : "info";
-    if (this.#pino.isLevelEnabled(level)) this.#destination.write(renderAccessLine(exchange, level));
+    if (this.#pino.isLevelEnabled(level)) this.#destination.write(renderAccessLine(exchange, level, share));
   }
 
-  /** A change in the life of a session. */
-  sessionEvent(event: string, exchange: Exchange, handle: Handle | undefined): void {
-    const fields = {
-      event: `session.${event}`,
-      trace_id: exchange.traceId,
-      span_id: exchange.spanId,
-      handle,
-      [A.route]: exchange.route?.id,
-    };
-    this.#keep("info", fields);
-    this.#pino.info(fields, `session ${event}`);
+  /** Something that happened in a request. @param fields names and values that are safe to show. */
+  requestEvent(
+    level: Level,
+    event: EventName,
+    message: string,
+    exchange: Exchange,
+    fields: Readonly<Record<string, unknown>>,
+  ): void {
+    const named = { event, ...requestFields(exchange), ...fields };
+    this.#keep(level, named);
+    this.#pino[level](named, message);
   }
 
   /** Something about the gateway itself. @param fields names and values that are safe to show. */
-  event(
-    level: "debug" | "info" | "warn" | "error",
-    event: string,
-    message: string,
-    fields: Readonly<Record<string, unknown>> = {},
-  ): void {
+  event(level: Level, event: EventName, message: string, fields: Readonly<Record<string, unknown>> = {}): void {
     const named = { event, ...fields };
     if (level !== "debug") this.#keep(level, { ...named, msg: message });
     this.#pino[level](named, message);
@@ -101,20 +125,14 @@ export class Log {
   /** A failure that nobody expected; the stack is for the log only. */
   unexpected(error: unknown, exchange?: Exchange): void {
     const err = error instanceof Error ? error : new Error(String(error));
-    this.#keep("error", {
-      event: "error.unexpected",
-      trace_id: exchange?.traceId,
+    const named = {
+      event: "error.unexpected" satisfies EventName,
+      ...(exchange && requestFields(exchange)),
       "exception.type": err.name,
-      "exception.stacktrace": framesOf(err),
-    });
+    };
+    this.#keep("error", { ...named, "exception.stacktrace": framesOf(err) });
     this.#pino.error(
-      {
-        event: "error.unexpected",
-        trace_id: exchange?.traceId,
-        "exception.type": err.name,
-        "exception.message": err.message,
-        "exception.stacktrace": err.stack,
-      },
+      { ...named, "exception.message": err.message, "exception.stacktrace": err.stack },
       "unexpected error",
     );
   }
@@ -131,9 +149,14 @@ export class Log {
     ring.push({ time: isoTime(Date.now()), level, ...fields });
   }
 
-  /** Writes what is gathered; the end. */
-  close(): void {
-    this.#output?.end();
+  /** Writes what is gathered, and waits for it a little; the end. */
+  async close(): Promise<void> {
+    await this.#output?.end();
+  }
+
+  /** Writes what is gathered at once: the process ends now. */
+  flush(): void {
+    this.#output?.flush();
   }
 }
 
@@ -143,4 +166,14 @@ function framesOf({ stack = "" }: Error): string {
     .split("\n")
     .filter((line) => /^ {4}at /.test(line))
     .join("\n");
+}
+
+function requestFields(exchange: Exchange) {
+  return {
+    trace_id: exchange.traceId,
+    span_id: exchange.spanId,
+    trace_flags: exchange.sampled ? "01" : "00",
+    [A.client]: exchange.clientAddress,
+    [A.route]: exchange.route?.id,
+  };
 }

@@ -52,6 +52,8 @@ export class Metrics {
   readonly #reloads = this.#counter("coatcheck_config_reloads_total");
   readonly #lastReloadSuccessful = this.#gauge("coatcheck_config_last_reload_successful");
   readonly #lastReloadTimestamp = this.#gauge("coatcheck_config_last_reload_timestamp_seconds");
+  readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
+  readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
@@ -250,6 +252,15 @@ export class Metrics {
 
   spansExported(count: number): void {
     this.#spansExported.inc(count);
+  }
+
+  logLinesDropped(count: number): void {
+    this.#logLinesDropped.inc(count);
+  }
+
+  /** @param notAfter until when it is valid, milliseconds since the epoch. */
+  certificate(listener: string, notAfter: number): void {
+    this.#certificateNotAfter.set({ listener }, notAfter / 1000);
   }
 
   spansDropped(count: number): void {

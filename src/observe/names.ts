@@ -225,6 +225,20 @@ export const METRICS = {
     advice:
       "About four for each exported request. Much more than usual: the ratio was raised and not lowered again; ask `GET /observe`.",
   },
+  coatcheck_log_lines_dropped_total: {
+    type: "counter",
+    help: "Log lines that were lost because standard output was blocked or closed.",
+    labels: [],
+    advice:
+      "Whoever reads the log is too slow: 16 MiB were waiting. Requests are not affected, but the audit trail has a gap.",
+  },
+  coatcheck_certificate_not_after_timestamp_seconds: {
+    type: "gauge",
+    help: "Until when the certificate of a listener is valid, seconds since the epoch.",
+    labels: ["listener"],
+    advice:
+      "Renew it before: new files are taken up within half a minute. Renewed, and still near its end: see `certificate.refused` in the log.",
+  },
   coatcheck_spans_dropped_total: {
     type: "counter",
     help: "Spans that did not reach the collector.",

@@ -1,7 +1,7 @@
 import type { Exchange } from "../core/exchange.ts";
 import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
 import { servedExchange } from "../core/on-behalf.ts";
-import type { SessionKey } from "../core/session.ts";
+import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { InstrumentedStore } from "./instrumented-store.ts";
@@ -9,6 +9,7 @@ import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
 import { RuntimeSettings, type SettingsChange } from "./settings.ts";
+import { RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
 import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
@@ -31,6 +32,8 @@ export interface ObserverOptions extends ObserveConfig {
   /** `undefined`: no spans are exported. */
   readonly traceExport: TraceExport | undefined;
   readonly logDestination?: LogDestination;
+  /** See `LogOptions`. */
+  readonly prettyLog?: { readonly colours: boolean };
 }
 
 /** One record, four renderings: takes every closed exchange once. */
@@ -39,6 +42,8 @@ export class Observer {
   readonly log: Log;
   readonly recorder: Recorder;
   readonly watches: Watches;
+  readonly #spoofAttempts: SpoofAttempts;
+  readonly #refusedWriteBacks: RefusedWriteBacks;
   readonly settings: RuntimeSettings;
   #recorderSizes: ObserveConfig["recorder"];
   #tracing: Tracing | undefined;
@@ -51,9 +56,17 @@ export class Observer {
   }
 
   private constructor(options: ObserverOptions) {
-    const { traces, recorder, logDestination } = options;
+    const { traces, recorder, logDestination, prettyLog } = options;
     this.metrics = new Metrics(options);
-    this.log = new Log({ ...options.log, ...(logDestination && { destination: logDestination }) });
+    this.log = new Log({
+      ...options.log,
+      slowerThanMs: traces.slowerThanMs,
+      onDropped: (lines) => this.metrics.logLinesDropped(lines),
+      ...(prettyLog && { pretty: prettyLog }),
+      ...(logDestination && { destination: logDestination }),
+    });
+    this.#spoofAttempts = new SpoofAttempts(this.log);
+    this.#refusedWriteBacks = new RefusedWriteBacks(this.log);
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
     this.watches = new Watches({
       onBegan: (watch) => this.#watchChanged("watch.began", watch, { until: new Date(watch.endsAt).toISOString() }),
@@ -111,7 +124,10 @@ export class Observer {
     // Told while more is written, or nobody would see the step towards silence.
     const quieter = LOG_LEVELS.indexOf(after.log.level) > LOG_LEVELS.indexOf(before.log.level);
     if (quieter) tell();
-    this.log.adjust(after.log);
+    this.log.level = after.log.level;
+    this.log.access = after.log.access;
+    this.log.sample = after.log.sample;
+    this.log.slowerThanMs = after.traces.slowerThanMs;
     this.#ratio = after.traces.ratio;
     this.recorder.adjust({ ...this.#recorderSizes, slowerThanMs: after.traces.slowerThanMs });
     if (this.#tracing !== undefined) this.#tracing.rules = after.traces;
@@ -132,22 +148,36 @@ export class Observer {
     exchange.endedMs ??= exchange.elapsedMs();
     this.metrics.requestEnded(exchange);
     this.log.exchange(exchange);
+    if (exchange.spoofedNames !== undefined) this.#spoofAttempts.note(exchange);
+    if (exchange.writeBack !== undefined) this.#refusedWriteBacks.note(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
     if (exchange.watched) this.watches.keep(exchange);
   }
 
   /** A handle is said, a user is not: an id may be a name or an address, and a log lives long. */
-  #watchChanged(event: string, { target }: Watch, fields: Readonly<Record<string, unknown>>): void {
+  #watchChanged(
+    event: "watch.began" | "watch.ended",
+    { target }: Watch,
+    fields: Readonly<Record<string, unknown>>,
+  ): void {
     this.metrics.watchesActive(this.watches.size);
     const whom = "handle" in target ? { watch: "session", handle: target.handle } : { watch: "user" };
     this.log.event("info", event, event.replace(".", " "), { ...whom, ...fields });
   }
 
-  /** @param handle of the session that it is about. */
-  sessionEvent(event: string, exchange: Exchange, handle = exchange.handle): void {
+  /** A change in the life of a session. @param fields beside the handle, which is the exchange's if they do not say. */
+  sessionEvent(event: SessionEvent, exchange: Exchange, fields: Readonly<Record<string, unknown>> = {}): void {
     this.metrics.sessionEvent(event);
-    this.log.sessionEvent(event, exchange, handle);
+    const level = event === "mismatch" ? "warn" : "info";
+    const all = { handle: exchange.handle, ...fields };
+    this.log.requestEvent(level, `session.${event}`, `session ${event}`, exchange, all);
+  }
+
+  /** A session that an operator ended. */
+  sessionRevoked(fields: Readonly<Record<string, unknown>>): void {
+    this.metrics.sessionEvent("revoked");
+    this.log.event("info", "session.revoked", "session revoked", fields);
   }
 
   /** The store, counted and timed. @param onWritten see `InstrumentedStore`. */
@@ -177,7 +207,7 @@ export class Observer {
       failed: (reason) => this.metrics.storeFailed(reason),
       connection: (connection, event) => {
         this.metrics.storeConnection(connection, event);
-        this.log.event("debug", `store.connection-${event}`, `${connection} connection ${event}`);
+        this.log.event("debug", `store.connection-${event}`, `${connection} connection ${event}`, { connection });
       },
       resting: (servers) => {
         this.metrics.storeResting(servers);
@@ -210,9 +240,11 @@ export class Observer {
   async close(timeoutMs: number): Promise<void> {
     this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
+    this.#spoofAttempts.close();
+    this.#refusedWriteBacks.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
     this.watches.close();
-    this.log.close();
+    await this.log.close();
   }
 }
 

@@ -21,8 +21,8 @@ const MAX_DATE_MS = 8.64e15;
 
 export interface AdministrationOptions {
   readonly store: SessionStore;
-  /** Told of each session that was ended, for the audit. */
-  readonly onRevoked: (handle: Handle, scope: RevocationScope) => void;
+  /** Told of each session that was ended, for the audit trail. @param by address of the operator, where it is known. */
+  readonly onRevoked: (handle: Handle, scope: RevocationScope, by: string | undefined) => void;
 }
 
 interface Located {
@@ -49,11 +49,11 @@ export function createSessionAdministration(options: AdministrationOptions): Ses
     end: async (reference) => {
       const located = await locate(store, reference);
       if ("refused" in located) return located;
-      const revoked = revocation(options, "one");
+      const revoked = revocation(options, "one", reference.by);
       await revoked.attempt(() => destroyWithSiblings(store, located.key, revoked));
       return revoked.ended.length > 0 ? revoked.result(true) : notFound("the session has ended in the meantime");
     },
-    endAll: (userId, except) => endAll(options, userId, except),
+    endAll: (userId, except, by) => endAll(options, userId, except, by),
   };
 }
 
@@ -61,6 +61,7 @@ async function endAll(
   options: AdministrationOptions,
   userId: string,
   exceptPrefix: string | undefined,
+  by: string | undefined,
 ): Promise<Revocation | Refusal> {
   const { store } = options;
   let except: SessionKey | undefined;
@@ -72,20 +73,20 @@ async function endAll(
       return conflict("the session to keep has been replaced by a login and ends soon: keep the one that replaced it");
     except = located.key;
   }
-  const revoked = revocation(options, except === undefined ? "all" : "others");
+  const revoked = revocation(options, except === undefined ? "all" : "others", by);
   const { onDestroyed } = revoked;
   return revoked.result(await revoked.attempt(() => destroyAllOf(store, userId, { except, onDestroyed })));
 }
 
 /** Gathers what was ended, and tells of each at once: a failure in the middle leaves nothing unsaid. */
-function revocation({ onRevoked }: AdministrationOptions, scope: RevocationScope) {
+function revocation({ onRevoked }: AdministrationOptions, scope: RevocationScope, by: string | undefined) {
   const ended: Handle[] = [];
   return {
     ended,
     onDestroyed: (key: SessionKey): void => {
       const handle = handleOf(key);
       ended.push(handle);
-      onRevoked(handle, scope);
+      onRevoked(handle, scope, by);
     },
     result: (complete: boolean): Revocation => ({ count: ended.length, ended, complete }),
     attempt: async <T>(work: () => Promise<T>): Promise<T> => {

@@ -1,4 +1,4 @@
-import type { Session } from "../core/session.ts";
+import type { Session, SessionLife } from "../core/session.ts";
 
 export interface ExpiryPolicy {
   /** Sliding window after the last use, milliseconds. */
@@ -17,6 +17,20 @@ export const ROTATION_OVERLAP_MS = 10_000;
 export function expiryAfterUse(createdAt: number, now: number, policy: ExpiryPolicy): number {
   return Math.min(createdAt + policy.absoluteTimeoutMs, now + policy.idleTimeoutMs);
 }
+
+/**
+ * Why a session has ended by itself. `replaced`: by a login, which leaves the id before it a short overlap.
+ * @param life `undefined`: the store did not tell, and neither does this.
+ */
+export function expiryReason(life: SessionLife | undefined, policy: ExpiryPolicy): ExpiryReason | undefined {
+  if (life === undefined) return undefined;
+  if (life.retiresAt !== undefined && life.retiresAt <= life.expiresAt) return "replaced";
+  // What never lived is the mark that a store leaves of a session that was ended while it was being replaced.
+  if (life.expiresAt <= life.createdAt) return "ended";
+  return life.expiresAt >= life.createdAt + policy.absoluteTimeoutMs ? "absolute" : "idle";
+}
+
+export type ExpiryReason = "idle" | "absolute" | "replaced" | "ended";
 
 /**
  * The new expiry when a use of the session is worth writing down.

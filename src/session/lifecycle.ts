@@ -7,6 +7,7 @@ import {
   handleOf,
   type Session,
   type SessionClient,
+  type SessionEvent,
   type SessionKey,
   type SessionUser,
   withChanges,
@@ -22,9 +23,8 @@ import type { SessionCommands } from "./write-back.ts";
 const RETIRE_ATTEMPTS = 8;
 /** Ids that replaced one id within its overlap: logins at the same time. */
 const MAX_SIBLINGS = 8;
-
-export const SESSION_EVENTS = ["created", "rotated", "ended", "expired", "evicted", "mismatch", "revoked"] as const;
-export type SessionEvent = (typeof SESSION_EVENTS)[number];
+/** Of the sessions that one logout ended. */
+const MAX_HANDLES_TOLD = 100;
 
 export interface Lifecycle {
   readonly store: SessionStore;
@@ -33,8 +33,8 @@ export interface Lifecycle {
   /** Sessions of one user; the oldest end when there are more. 0: no limit. */
   readonly maxPerUser: number;
   readonly now: () => number;
-  /** @param handle of the session, where that is not the one of the exchange. */
-  readonly onEvent: (event: SessionEvent, exchange: Exchange, handle?: Handle) => void;
+  /** @param fields what the log says beside the handle of the exchange, or in its place. */
+  readonly onEvent: (event: SessionEvent, exchange: Exchange, fields?: Readonly<Record<string, unknown>>) => void;
 }
 
 /**
@@ -108,7 +108,8 @@ async function startSession(
     if (carries && retired !== before) await follow(store, key, session, withChanges(retired?.data ?? {}, changes));
   });
   exchange.handle = handleOf(key);
-  lifecycle.onEvent(before === undefined ? "created" : "rotated", exchange);
+  if (before === undefined || resolution.key === undefined) lifecycle.onEvent("created", exchange);
+  else lifecycle.onEvent("rotated", exchange, { previous_handle: handleOf(resolution.key) });
   if (user !== null && lifecycle.maxPerUser > 0) await endOldest(lifecycle, user.id, exchange);
   return setCookie;
 }
@@ -126,7 +127,8 @@ async function endOldest(lifecycle: Lifecycle, userId: string, exchange: Exchang
     // What began in the future began before this, by a clock that is ahead.
     const beganAt = ({ session: { createdAt } }: SessionEntry) => (createdAt > at ? 0 : createdAt);
     const oldestFirst = current.toSorted((a, b) => beganAt(a) - beganAt(b) || (a.key < b.key ? -1 : 1));
-    const onDestroyed = (key: SessionKey) => onEvent("evicted", exchange, handleOf(key));
+    const onDestroyed = (key: SessionKey) =>
+      onEvent("evicted", exchange, { handle: handleOf(key), by_handle: exchange.handle });
     for (const { key } of oldestFirst.slice(0, Math.max(0, current.length - maxPerUser)))
       await destroyWithSiblings(store, key, { onDestroyed });
   } catch {
@@ -224,12 +226,17 @@ async function endSession(
     exchange.countWriteBack("end", "no-session");
     return cookie.clear();
   }
+  let count = 0;
+  const handles: Handle[] = [];
+  const onDestroyed = (destroyed: SessionKey): void => {
+    if (++count <= MAX_HANDLES_TOLD) handles.push(handleOf(destroyed));
+  };
   await counted(exchange, "end", async () => {
     const user = session?.user;
-    await Promise.all(presented.map((each) => destroyWithSiblings(store, each)));
-    if (scope === "all" && user) await destroyAllOf(store, user.id);
+    await Promise.all(presented.map((each) => destroyWithSiblings(store, each, { onDestroyed })));
+    if (scope === "all" && user) await destroyAllOf(store, user.id, { onDestroyed });
   });
-  lifecycle.onEvent("ended", exchange);
+  lifecycle.onEvent("ended", exchange, { scope, count, handles });
   return cookie.clear();
 }
 

@@ -2,7 +2,7 @@ import { type ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { Exchange, SessionOutcome, SessionSource } from "../core/exchange.ts";
 import type { IdentityValues } from "../core/identity.ts";
 import { onBehalfOf } from "../core/on-behalf.ts";
-import type { FindResult, Session, SessionKey } from "../core/session.ts";
+import type { FindResult, Session, SessionKey, SessionLife } from "../core/session.ts";
 import type { MaybePromise, SessionStore } from "../core/store.ts";
 import type { PresentedCookie } from "./cookie.ts";
 
@@ -13,6 +13,8 @@ export interface Resolution {
   /** With the outcome `ambiguous`: the keys of the live ones. */
   readonly keys?: readonly SessionKey[];
   readonly session?: Session;
+  /** With the outcome `expired`, where the store tells. */
+  readonly life?: SessionLife;
   /** What upstream is told of the session; of a cached one only once. */
   identity?: IdentityValues;
   /** Absent when nobody had to be asked. */
@@ -97,9 +99,9 @@ async function resolveAmong(
 }
 
 export function resolution(key: SessionKey, found: FindResult, source: SessionSource): Resolution {
-  return found.outcome === "hit"
-    ? { outcome: "hit", key, session: found.session, source }
-    : { outcome: found.outcome, key, source };
+  if (found.outcome === "hit") return { outcome: "hit", key, session: found.session, source };
+  if (found.outcome === "expired" && found.life) return { outcome: "expired", key, source, life: found.life };
+  return { outcome: found.outcome, key, source };
 }
 
 export function outage(error: unknown): Resolution {

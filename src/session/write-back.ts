@@ -13,8 +13,8 @@ export interface SessionCommands {
   readonly start?: { readonly user: SessionUser | null; readonly data: AttributeChanges };
   readonly set?: AttributeChanges;
   readonly end?: "this" | "all";
-  /** How many keys were left out because the route's `write` does not list them. */
-  readonly dropped: number;
+  /** Keys that were left out because the route's `write` does not list them. */
+  readonly dropped: readonly string[];
 }
 
 /** A write-back header that does not say what design §6 describes; `command` is the one that is wrong. */
@@ -42,10 +42,10 @@ export function parseCommands(
       if (bytes > MAX_WRITE_BACK_BYTES) throw new Malformed(`more than ${MAX_WRITE_BACK_BYTES} octets`);
       if ((values[command]?.length ?? 0) > 1) throw new Malformed("sent more than once");
     }
-    let dropped = 0;
+    const dropped: string[] = [];
     const permit = (name: string): boolean => {
       if (allowed.has(name)) return true;
-      dropped++;
+      dropped.push(name);
       return false;
     };
     command = "start";

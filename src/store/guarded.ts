@@ -2,6 +2,7 @@ import { ProxyError } from "../core/errors.ts";
 import { isJsonObject, type Json } from "../core/json.ts";
 import {
   type AttributeChanges,
+  EXPIRED,
   type FindResult,
   MALFORMED,
   type Session,
@@ -204,7 +205,9 @@ const FOUND_NOTHING: ReadonlySet<unknown> = new Set(["unknown", "expired", "malf
 function readFound(answer: unknown): FindResult {
   if (!isJsonObject(answer)) return MALFORMED;
   const understood = answer.outcome === "hit" ? isSession(answer.session) : FOUND_NOTHING.has(answer.outcome);
-  return understood ? (answer as unknown as FindResult) : MALFORMED;
+  if (!understood) return MALFORMED;
+  if (answer.outcome === "expired" && !isJsonObject(answer.life)) return EXPIRED;
+  return answer as unknown as FindResult;
 }
 
 /** An entry that is no session is left out, as one that cannot be read is in the stores that come with Coatcheck. */

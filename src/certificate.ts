@@ -1,0 +1,112 @@
+import { X509Certificate } from "node:crypto";
+import { readFile, stat } from "node:fs/promises";
+import { createSecureContext } from "node:tls";
+
+/**
+ * The certificate of a listener, in files that others renew. They are looked at again and again: notifications of the
+ * file system do not come from every editor, network file system or Kubernetes volume, and a few seconds do not matter.
+ */
+
+const POLL_MS = 10_000;
+
+export interface CertificateFiles {
+  readonly cert: string;
+  readonly key: string;
+}
+
+/** PEM. */
+export interface KeyPair {
+  readonly cert: Buffer;
+  readonly key: Buffer;
+  /** Milliseconds since the epoch. */
+  readonly notAfter: number;
+  /** Of the files before they were read. */
+  readonly stamp: string;
+}
+
+export interface CertificateWatch {
+  readonly files: CertificateFiles;
+  /** What is in use. */
+  readonly pair: KeyPair;
+  readonly onReplaced: (pair: KeyPair) => void;
+  /** The pair before goes on. */
+  readonly onRefused: (problem: string) => void;
+  readonly pollMs?: number | undefined;
+}
+
+/** @throws Error that names the file and says what is wrong with it, or that the two do not belong together. */
+export async function readKeyPair(files: CertificateFiles): Promise<KeyPair> {
+  const { cert, key } = files;
+  const stamp = await stampOf(files);
+  const pair = { cert: await read(cert), key: await read(key) };
+  let leaf: X509Certificate;
+  try {
+    leaf = new X509Certificate(pair.cert);
+  } catch {
+    throw new Error(`${cert} is not a certificate in PEM`);
+  }
+  try {
+    createSecureContext(pair);
+  } catch (error) {
+    throw new Error(`${key} is not the private key of ${cert}, in PEM without a passphrase (${codeOf(error)})`);
+  }
+  return { ...pair, stamp, notAfter: leaf.validToDate.getTime() };
+}
+
+/** @returns how to end it. */
+export function watchCertificate({
+  files,
+  pair,
+  onReplaced,
+  onRefused,
+  pollMs = POLL_MS,
+}: CertificateWatch): () => void {
+  let used = pair.stamp;
+  let seen: string | undefined;
+  let looking = false;
+  const look = async (): Promise<void> => {
+    const stamp = await stampOf(files);
+    // A change that is still going on, such as a certificate whose key comes next, is left for the next time.
+    const isSettled = stamp === seen;
+    seen = stamp;
+    if (stamp === used || !isSettled) return;
+    used = stamp;
+    try {
+      const renewed = await readKeyPair(files);
+      if (renewed.notAfter <= Date.now()) throw new Error(`${files.cert} has ended already`);
+      onReplaced(renewed);
+    } catch (error) {
+      onRefused(error instanceof Error ? error.message : String(error));
+    }
+  };
+  const begin = (): void => {
+    if (looking) return;
+    looking = true;
+    look().finally(() => {
+      looking = false;
+    });
+  };
+  const timer = setInterval(begin, pollMs).unref();
+  return () => clearInterval(timer);
+}
+
+async function read(file: string): Promise<Buffer> {
+  try {
+    return await readFile(file);
+  } catch (error) {
+    throw new Error(`${file} cannot be read (${codeOf(error)})`);
+  }
+}
+
+/** Changes when one of the files does; what is not there has a stamp too. */
+async function stampOf(files: CertificateFiles): Promise<string> {
+  const stamps = [files.cert, files.key].map(async (file) => {
+    const found = await stat(file).catch(() => undefined);
+    return found === undefined ? "none" : `${found.ino} ${found.size} ${found.mtimeMs}`;
+  });
+  return (await Promise.all(stamps)).join(", ");
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : String(error);
+}

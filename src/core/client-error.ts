@@ -1,0 +1,41 @@
+/** What is wrong with a message that never became a request, as far as node tells. */
+
+export interface ClientError extends Error {
+  readonly code?: string;
+  readonly rawPacket?: Buffer;
+  readonly bytesParsed?: number;
+}
+
+export interface Refusal {
+  readonly status: number;
+  readonly message: string;
+}
+
+/** @returns `undefined` for a connection that is gone or never was one: there is nobody to answer. */
+export function describeClientError(error: ClientError): Refusal | undefined {
+  // A handshake that failed: what would be written could not be read.
+  if (/^ERR_(SSL|TLS)_/.test(error.code ?? "")) return undefined;
+  switch (error.code) {
+    case "ECONNRESET":
+    case "EPIPE":
+    case "HPE_INVALID_EOF_STATE": // it closed in the middle of a message
+      return undefined;
+    case "HPE_HEADER_OVERFLOW":
+      return isInRequestLine(error)
+        ? { status: 414, message: "the request line is too long" }
+        : { status: 431, message: "the header section is too large" };
+    case "HPE_CHUNK_EXTENSIONS_OVERFLOW":
+      return { status: 413, message: "too many chunk extensions" };
+    case "ERR_HTTP_REQUEST_TIMEOUT":
+      return { status: 408, message: "the request head took too long" };
+    case "HPE_INVALID_METHOD":
+      return { status: 501, message: "an unknown method" };
+    default:
+      return { status: 400, message: `malformed HTTP (${error.code ?? "unknown"})` };
+  }
+}
+
+function isInRequestLine({ rawPacket, bytesParsed }: ClientError): boolean {
+  const parsed = rawPacket?.toString("latin1", 0, bytesParsed) ?? "";
+  return /^[A-Z]+ /.test(parsed) && !parsed.includes("\r\n");
+}

@@ -1,0 +1,341 @@
+import { ATTRIBUTES as A } from "./names.ts";
+
+/**
+ * Every line that can be in the log, field by field: docs/logs.md is made from these lists, and the tests hold what is
+ * written against them. A renamed event or field is a breaking change.
+ */
+
+export type Level = "debug" | "info" | "warn" | "error";
+
+/** Meaning by name; a `?` at the end of a name: the field may be absent. */
+export type Fields = Readonly<Record<string, string>>;
+
+/** In every line. */
+export const LINE_FIELDS = {
+  level: "`debug`, `info`, `warn` or `error`.",
+  time: "When it was written: ISO 8601, UTC, milliseconds.",
+  event: "What kind of line it is; its name never changes.",
+  msg: "The same for a person, in words that may change.",
+} as const satisfies Fields;
+
+/** In every line that belongs to a request. */
+export const REQUEST_FIELDS = {
+  trace_id: "32 hex digits. The request has it in all records, and the application gets it in `traceparent`.",
+  span_id: "16 hex digits: the gateway's own span.",
+  trace_flags: "`01`: the trace is sampled; `00`: it is not.",
+  [A.client]: "Address of the client; behind a proxy of `listen.trustedProxies`, the one that it tells.",
+  [`${A.route}?`]: "Route as configured: host and path prefix. Absent until one is chosen.",
+} as const satisfies Fields;
+
+/** The access line, beside the fields of every line and of every request. */
+export const ACCESS_FIELDS = {
+  [A.method]: "Method as sent; empty for a message that never became a request.",
+  [A.host]: "Host that was asked for, without port.",
+  [A.path]: "Path without the query, which may carry secrets; at most 512 characters.",
+  [A.status]: "Status of the response; 499 when the client went away before it was complete.",
+  [A.source]: "Who produced the status: `upstream`, or `proxy` for Coatcheck itself.",
+  [A.sessionOutcome]:
+    "`hit`, `absent` (no cookie), `unknown`, `expired`, `malformed`, `newer`, `mismatch`, `ambiguous`, `unavailable` (the store gave no answer), `not-asked`.",
+  [A.decision]:
+    "What the route made of that: `identified`, `anonymous`, `login-redirect`, `denied`, `outage`, or `undecided` when it did not come to that.",
+  duration_s: "Seconds from the request head to the end of the response.",
+  bytes_in: "Octets of the request content that went upstream.",
+  bytes_out: "Octets of the response content that went to the client.",
+  [`${A.sessionSource}?`]: "Where the session came from: `cache`, `coalesced`, `store` or `stale`.",
+  "handle?": "Names the session; it opens nothing.",
+  "logout?":
+    "Why somebody who came with a session cookie of ours was not recognised: `expired`, `ended`, `lost`, `signature`, `malformed`, `newer`, `mismatch` or `ambiguous`; see `coatcheck_session_logouts_total`.",
+  "upstream?": "`host:port` of the application that was asked.",
+  [`${A.errorType}?`]: "Why it failed: a word of RFC 9209, as in `Proxy-Status`.",
+  "error_message?": "The same in a sentence, for operators.",
+  "stripped?": "How many headers were removed that a client may not send, by class.",
+  "sample?":
+    "The share of such lines that is written, when that is less than 1: count it as `1/sample` requests. Absent in lines that are always written: failed, slow and watched requests.",
+} as const satisfies Fields;
+
+export interface EventDefinition {
+  /** One, or those that it can have. */
+  readonly levels: readonly Level[];
+  readonly about: string;
+  /** Whether the line has the fields of a request; `sometimes`: where there was one. */
+  readonly request?: "always" | "sometimes";
+  readonly fields: Fields;
+  /** What to do about it. */
+  readonly advice: string;
+}
+
+const HANDLE = "Names the session; it opens nothing.";
+const SUPPRESSED = "How many more there were since the line before this one.";
+
+export const EVENTS = {
+  "session.created": {
+    levels: ["info"],
+    about: "Somebody logged in, or an application began a session for a visitor.",
+    request: "always",
+    fields: { handle: HANDLE },
+    advice: "Nothing. Many from one address: somebody makes accounts, or tries stolen passwords with success.",
+  },
+  "session.rotated": {
+    levels: ["info"],
+    about: "A login with a session at hand: a new id took the place of the old one, which ends within ten seconds.",
+    request: "always",
+    fields: { handle: "The new session.", previous_handle: "The session before." },
+    advice: "Follow `previous_handle` to see what the same visitor did before the login.",
+  },
+  "session.ended": {
+    levels: ["info"],
+    about: "An application ended the session (`X-Session-End`): a logout.",
+    request: "always",
+    fields: {
+      "handle?": "The session that the request came with. Absent when it came with several.",
+      scope: "`this`, or `all` sessions of the user.",
+      count: "How many ended, with those that a login had just replaced.",
+      handles: "Theirs; the first 100.",
+    },
+    advice: "Nothing. A user who did not log out: look for the request by `trace_id`.",
+  },
+  "session.expired": {
+    levels: ["info"],
+    about: "A visitor came back with a session that had ended by itself within the last five minutes.",
+    request: "always",
+    fields: {
+      handle: HANDLE,
+      "reason?":
+        "`idle` (`session.idleTimeout`), `absolute` (`session.absoluteTimeout`), `replaced` (by a login more than ten seconds ago), `ended` (a session that was ended while the store is being replaced). Absent where a store does not tell.",
+    },
+    advice:
+      "`idle` in numbers: people come back later than `session.idleTimeout` lets them. `replaced`: a client goes on with an old cookie; does it keep what a login sets?",
+  },
+  "session.evicted": {
+    levels: ["info"],
+    about: "A login ended the oldest session of its user, who had `session.maxPerUser` already.",
+    request: "always",
+    fields: { handle: "The session that ended.", by_handle: "The session whose login ended it." },
+    advice: "Often, for one user: a shared account, or a client that logs in for every request.",
+  },
+  "session.mismatch": {
+    levels: ["warn"],
+    about: "A session was used by another client than it was begun by (`session.bind`).",
+    request: "always",
+    fields: {
+      handle: HANDLE,
+      bind: "What it is bound to: `user-agent`, `ip-prefix` or `both`.",
+      denied: "Whether it was not believed (`session.onMismatch: deny`).",
+    },
+    advice:
+      "One now and then is a browser that was updated or a phone that changed networks. Several of one handle, from far apart: a stolen cookie; end the session.",
+  },
+  "session.revoked": {
+    levels: ["info"],
+    about: "An operator ended the session. One line for each.",
+    fields: {
+      handle: HANDLE,
+      scope: "What was asked for: `one`, `all` of a user, or `others`: all but one.",
+      "client.address?": "Of the operator, as the admin listener saw it.",
+    },
+    advice: "Nothing, if you know who did it.",
+  },
+  "security.spoof-attempt": {
+    levels: ["warn"],
+    about:
+      "A request tried to set or to remove what only the gateway may say. It was removed, and the request went on without it. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
+    request: "always",
+    fields: {
+      classes:
+        "How many headers, by class: `managed` (an identity header), `alias` (another spelling that reaches the application as the same), `connection` (listed in `Connection`, to have it removed), `internal` (a write-back header or `X-Coatcheck-…`).",
+      names: "Names of these headers as they were sent, at most 16. Never a value.",
+      suppressed: SUPPRESSED,
+    },
+    advice:
+      "From inside: a service that sets identity headers of its own, which is a mistake to correct. From outside: somebody tries doors. Nothing reached the application; block the address if it goes on.",
+  },
+  "write-back.refused": {
+    levels: ["warn"],
+    about:
+      "A session command of an application was not obeyed, or not as a whole. At most one line a minute for each route, command and reason.",
+    request: "always",
+    fields: {
+      upstream: "`host:port` of the application.",
+      "command?": "`start`, `set` or `end`. Absent with `keys-dropped`.",
+      reason:
+        "`not-allowed`: the route has no `write`. `malformed`: it says nothing that can be obeyed; the response became 502. `keys-dropped`: keys that `write` does not list were left out, the others were saved. `conflict`: another response had changed the same attribute; 409. `failed`: the store gave no answer; 503.",
+      "keys?": "With `keys-dropped`: names of the keys, at most 16. Never a value.",
+      "error_message?": "What was wrong, in a sentence.",
+      suppressed: SUPPRESSED,
+    },
+    advice:
+      "`not-allowed` and `keys-dropped`: add to `write` what the application should be able to write, or find out why it tries. `malformed`: correct the application. `conflict`: two requests of a visitor change the same attribute at once.",
+  },
+  "store.down": {
+    levels: ["error"],
+    about: "The session store does not answer. Requests that need a session get 503, and nobody is logged out.",
+    fields: { store: "Its kind." },
+    advice: "`coatcheck check --config FILE --store` tells what is wrong with it.",
+  },
+  "store.up": {
+    levels: ["info"],
+    about: "The session store answers again.",
+    fields: { store: "Its kind." },
+    advice: "Nothing.",
+  },
+  "store.feed": {
+    levels: ["info", "warn"],
+    about: "How the session store tells of changes has changed, and with it what the near cache can do.",
+    fields: { feed: "`tracking` (the normal state), `messages`, `lost` or `refused`." },
+    advice: "`lost`: passes with the outage. `messages` and `refused`: give the Redis user the right; docs/redis.md.",
+  },
+  "store.resting": {
+    levels: ["info", "warn"],
+    about: "Servers of the session store that have not answered lately are asked in the background only.",
+    fields: { servers: "How many; 0: all answer again." },
+    advice: "Look at the servers. In a cluster it can be one node of many.",
+  },
+  "store.connection-ready": {
+    levels: ["debug"],
+    about: "A connection to the session store is there.",
+    fields: { connection: "`data`, `tracking` or `messages`." },
+    advice: "Nothing.",
+  },
+  "store.connection-lost": {
+    levels: ["debug"],
+    about: "A connection to the session store was lost; it is opened again.",
+    fields: { connection: "`data`, `tracking` or `messages`." },
+    advice: "Often: something between here and the store cuts connections.",
+  },
+  "config.ephemeral-secret": {
+    levels: ["warn"],
+    about: "`session.cookie.secrets` is empty, so a random secret was made: a restart ends every session.",
+    fields: {},
+    advice: "Make one with `openssl rand -base64 32`.",
+  },
+  "config.reloaded": {
+    levels: ["info", "warn"],
+    about: "The configuration was read again (SIGHUP); `warn` when a part of it only counts at a start.",
+    fields: {
+      applied: "Keys that changed and are in effect.",
+      needs_restart: "Keys that differ from what is in effect, and only count at a start.",
+    },
+    advice: "Restart when `needs_restart` names something.",
+  },
+  "config.reload-refused": {
+    levels: ["error"],
+    about: "The configuration was read again and is wrong; the one before goes on.",
+    fields: { problems: "What is wrong, each with its path." },
+    advice: "Correct the file; a restart with it would fail.",
+  },
+  "config.nothing-to-reload": {
+    levels: ["warn"],
+    about: "SIGHUP came, and the configuration is on the command line.",
+    fields: {},
+    advice: "Restart with other options, or use `--config FILE`.",
+  },
+  "observe.changed": {
+    levels: ["info"],
+    about: "What is observed was changed while the gateway runs.",
+    fields: {
+      by: "`operator` (`POST /observe`), `time` (what was meant for a while is over) or `reload`.",
+      changed: "By key of the section `observe`: `from`, the value before, and `to`.",
+      "until?": "When it ends by itself, ISO 8601.",
+    },
+    advice: "Nothing, if you know who did it.",
+  },
+  "traces.down": {
+    levels: ["warn"],
+    about: "The collector does not take spans; they are dropped until it does. Once for each outage.",
+    fields: { failure: "The code of a broken connection, or a status of HTTP or gRPC." },
+    advice:
+      "`ECONNREFUSED`: it is down, or `OTEL_EXPORTER_OTLP_ENDPOINT` is wrong. `401`: see `OTEL_EXPORTER_OTLP_HEADERS`.",
+  },
+  "traces.up": {
+    levels: ["info"],
+    about: "It takes them again.",
+    fields: {},
+    advice: "Nothing; `coatcheck_spans_dropped_total` says how many are missing.",
+  },
+  "watch.began": {
+    levels: ["info"],
+    about: "An operator put a user or a session under watch. No line says which user: `GET /debug/watch` does.",
+    fields: { watch: "`user` or `session`.", "handle?": "The session.", until: "When it ends by itself, ISO 8601." },
+    advice: "Nothing, if you know who did it.",
+  },
+  "watch.ended": {
+    levels: ["info"],
+    about: "A watch is over.",
+    fields: {
+      watch: "`user` or `session`.",
+      "handle?": "The session.",
+      by: "`time`, or `operator`.",
+      requests: "How many were recorded.",
+    },
+    advice: "Nothing.",
+  },
+  "dump.written": {
+    levels: ["info"],
+    about: "A dump was written.",
+    fields: { path: "Where.", bytes: "How large it is." },
+    advice: "Send it to whoever helps you; it holds no secret.",
+  },
+  "dump.refused": {
+    levels: ["warn"],
+    about: "No dump was written: one is being written, or there are ten of this process from the last hour.",
+    fields: { "folder?": "Where they are." },
+    advice: "Move the dumps away.",
+  },
+  "dump.failed": {
+    levels: ["error"],
+    about: "No dump could be written; the message says why.",
+    fields: { folder: "Where it should have been." },
+    advice: "Fetch one with `coatcheck dump` instead, which writes it where you are.",
+  },
+  "gateway.started": {
+    levels: ["info"],
+    about: "Both listeners are open.",
+    fields: {
+      version: "Of Coatcheck.",
+      url: "Where browsers reach it.",
+      admin: "Where operators reach it.",
+      store: "Kind of the session store.",
+    },
+    advice: "Unexpected: something ended the process before; look at the lines above.",
+  },
+  "gateway.draining": {
+    levels: ["info"],
+    about: "It was asked to end: readiness is 503, and requests in flight go on.",
+    fields: {
+      delay_s: "How long new requests are still served (`shutdown.delay`), seconds.",
+      timeout_s: "How long those in flight may take after that (`shutdown.timeout`), seconds.",
+    },
+    advice: "Nothing.",
+  },
+  "gateway.stopped": {
+    levels: ["info"],
+    about: "The last request has ended.",
+    fields: {},
+    advice: "Missing after `gateway.draining`: it was killed, or something hung.",
+  },
+  "certificate.replaced": {
+    levels: ["info"],
+    about: "The files of a certificate changed, and new connections get the new one.",
+    fields: { listener: "`admin`.", not_after: "Until when it is valid, ISO 8601." },
+    advice: "Nothing.",
+  },
+  "certificate.refused": {
+    levels: ["error"],
+    about: "The files of a certificate changed, and cannot be used; the one before goes on.",
+    fields: { listener: "`admin`.", problem: "What is wrong with them." },
+    advice: "Correct the files before the old certificate ends; they are looked at again when they change.",
+  },
+  "error.unexpected": {
+    levels: ["error"],
+    about: "A mistake in Coatcheck, or in a store of your own.",
+    request: "sometimes",
+    fields: {
+      "exception.type": "Class of the error.",
+      "exception.message": "Its message.",
+      "exception.stacktrace?": "Where it came from.",
+    },
+    advice: "Report it with the stack.",
+  },
+} as const satisfies Record<string, EventDefinition>;
+
+export type EventName = keyof typeof EVENTS;
