@@ -66,6 +66,20 @@ export const MALFORMED: FindResult = { outcome: "malformed" };
 /** Written by a later version, in a format that this one does not know: as good as absent, and left alone. */
 export const NEWER: FindResult = { outcome: "newer" };
 
+/** Why a session cannot be read: encrypted with a key that is not configured, in the clear where that is refused, or broken. */
+export type Unreadable = "unknown-key" | "not-encrypted" | "damaged";
+
+/** What a store makes of a key, with what an operator asks and a request does not. */
+export interface Peek {
+  readonly outcome: FindResult["outcome"];
+  /** Also one that has ended, for as long as it is kept. */
+  readonly session?: Session;
+  /** With the outcome `malformed`, where it can be told. */
+  readonly unreadable?: Unreadable;
+  /** Of two stores, the one that answered this. */
+  readonly place?: "primary" | "fallback";
+}
+
 /**
  * How long a store keeps an expired session, so that a returning visitor is counted as `expired` and not as
  * `unknown`: at 3 a.m. these are two different problems.

@@ -8,10 +8,12 @@ import {
   judge,
   MALFORMED,
   NEWER,
+  type Peek,
   type Session,
   type SessionData,
   type SessionKey,
   UNKNOWN,
+  type Unreadable,
 } from "../core/session.ts";
 import type {
   ChangeListener,
@@ -100,6 +102,20 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       if (isWrongType(error)) return MALFORMED;
       throw error;
     }
+  }
+
+  async peek(key: SessionKey): Promise<Peek> {
+    const name = SESSION_PREFIX + key;
+    let fields: Fields;
+    try {
+      fields = (await this.#link.ask(name, () => this.#link.client.hgetallBuffer(name), true)) as Fields;
+    } catch (error) {
+      if (isWrongType(error)) return MALFORMED;
+      throw error;
+    }
+    const found = this.#judge(key, fields, Number.NEGATIVE_INFINITY);
+    if (found.outcome === "hit") return { ...judge(found.session, this.#now()), session: found.session };
+    return found.outcome === "malformed" ? { ...found, unreadable: this.#whyUnreadable(fields) } : found;
   }
 
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
@@ -219,14 +235,14 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#link.close();
   }
 
-  #judge(key: SessionKey, fields: Fields): FindResult {
+  #judge(key: SessionKey, fields: Fields, now = this.#now()): FindResult {
     const { v, d } = fields;
     if (v == null && d == null) return UNKNOWN;
     const [version, expiresAt, usedAt] = [numberIn(v), numberIn(fields.e), numberIn(fields.t)];
     const session = d == null ? undefined : this.#codec.decode(key, d, version, expiresAt, usedAt);
     if (session === "newer") return NEWER;
     if (session === undefined) return MALFORMED;
-    if (fields.l == null) return judge(session, this.#now());
+    if (fields.l == null) return judge(session, now);
     const data: Record<string, SessionData[string]> = {};
     for (const [field, value] of Object.entries(fields)) {
       if (!field.startsWith(ATTRIBUTE_PREFIX) || value == null) continue;
@@ -236,7 +252,13 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       if (decoded === undefined) return MALFORMED;
       data[name] = decoded.value;
     }
-    return judge({ ...session, data }, this.#now());
+    return judge({ ...session, data }, now);
+  }
+
+  #whyUnreadable(fields: Fields): Unreadable {
+    const payloads = Object.entries(fields).filter(([field]) => field === "d" || field.startsWith(ATTRIBUTE_PREFIX));
+    const reasons = payloads.map(([, payload]) => this.#codec.whyUnreadable(payload ?? ""));
+    return reasons.find((reason) => reason !== "damaged") ?? "damaged";
   }
 
   /** What goes into `d`, and names and values of further fields in turn. */
