@@ -1,4 +1,4 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer, type IncomingMessage, type Server, type ServerOptions, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { type Conversation, LINGER_MS, problemBody } from "./answers.ts";
 import { Exchange } from "./core/exchange.ts";
@@ -31,31 +31,36 @@ interface Connection {
 }
 
 /** What node tells of a message that it could not parse. */
-interface ClientError extends Error {
+export interface ClientError extends Error {
   readonly code?: string;
   readonly rawPacket?: Buffer;
   readonly bytesParsed?: number;
 }
 
-interface Refusal {
+export interface Refusal {
   readonly status: number;
   readonly message: string;
 }
 
+/** How node reads messages here. */
+export const HTTP_OPTIONS: ServerOptions = {
+  maxHeaderSize: MAX_HEAD_BYTES,
+  headersTimeout: HEADERS_TIMEOUT_MS,
+  requestTimeout: 0,
+  keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+  requireHostHeader: false, // checked with the rest of the target, where it gets a reason
+  insecureHTTPParser: false,
+  joinDuplicateHeaders: false,
+  // A request that announces no content has none: node need not play the life of a stream for it.
+  optimizeEmptyRequests: true,
+};
+
+export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
+
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
 export function createListener(gate: Gate): Server {
   const connections = new WeakMap<Socket, Connection>();
-  const server = createServer({
-    maxHeaderSize: MAX_HEAD_BYTES,
-    headersTimeout: HEADERS_TIMEOUT_MS,
-    requestTimeout: 0,
-    keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
-    requireHostHeader: false, // checked with the rest of the target, where it gets a reason
-    insecureHTTPParser: false,
-    joinDuplicateHeaders: false,
-    // A request that announces no content has none: node need not play the life of a stream for it.
-    optimizeEmptyRequests: true,
-  });
+  const server = createServer(HTTP_OPTIONS);
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
 
   const connectionOf = (socket: Socket): Connection => {
@@ -112,9 +117,8 @@ export function createListener(gate: Gate): Server {
     // Node has let go of this socket: without a listener its error would end the process.
     socket.on("error", () => socket.destroy());
     const connection = connectionOf(socket);
-    const refusal = { status: 405, message: "CONNECT is not forwarded" };
-    if (connection.running.size > 0) connection.refusal = refusal;
-    else refuse(gate, socket, connection, refusal);
+    if (connection.running.size > 0) connection.refusal = CONNECT_REFUSAL;
+    else refuse(gate, socket, connection, CONNECT_REFUSAL);
   });
   server.on("clientError", (error: ClientError, socket: Socket) => {
     const connection = connectionOf(socket);
@@ -201,7 +205,7 @@ function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): voi
 }
 
 /** @returns `undefined` for a connection that is gone: there is nobody to answer. */
-function describeClientError(error: ClientError): Refusal | undefined {
+export function describeClientError(error: ClientError): Refusal | undefined {
   switch (error.code) {
     case "ECONNRESET":
     case "EPIPE":
