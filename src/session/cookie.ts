@@ -3,7 +3,7 @@ import type { CookieVerdict } from "../core/exchange.ts";
 import { type Handle, handleOf, type SessionKey } from "../core/session.ts";
 
 /** 256 random bits as base64url, and the same for HMAC-SHA-256. */
-const TOKEN_LENGTH = 43;
+export const TOKEN_LENGTH = 43;
 const SIGNATURE_LENGTH = 43;
 export const VALUE_LENGTH = TOKEN_LENGTH + 1 + SIGNATURE_LENGTH;
 

@@ -1,0 +1,476 @@
+import { type ErrorCode, ProxyError } from "./core/errors.ts";
+import { Exchange, type StripClass } from "./core/exchange.ts";
+import type {
+  AskedRequest,
+  ExplainedStep,
+  Explainer,
+  Explanation,
+  ExplanationStep,
+  RemovedHeader,
+  Unexplained,
+} from "./core/explanation.ts";
+import { HOP_BY_HOP } from "./core/header-names.ts";
+import { parsePointer, valueAt } from "./core/json.ts";
+import { methodLabel } from "./core/labels.ts";
+import { clientAddressOf, describePeer, type Peer } from "./core/peer.ts";
+import { type RequestHead, readRequestHead } from "./core/request-head.ts";
+import type { RequestTarget } from "./core/request-target.ts";
+import type { ConsideredRoute, Route } from "./core/routes.ts";
+import { handleOf, type SessionClient } from "./core/session.ts";
+import type { SessionStore } from "./core/store.ts";
+import { newSpanId, newTraceId, parseTraceParent } from "./core/trace-context.ts";
+import { composeHead, type ParsedHead, parseHead } from "./explain-head.ts";
+import { explainRecord } from "./explain-record.ts";
+import { bindingStep, cacheStep, expiryStep, storeStep } from "./explain-session.ts";
+import {
+  adviceFor,
+  type Facts,
+  policyFinding,
+  REMOVAL_REASONS,
+  reasonOf,
+  SESSION_FINDINGS,
+  secretFinding,
+  type Verdict,
+} from "./explain-words.ts";
+import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget } from "./pipeline.ts";
+import { isMismatch } from "./session/binding.ts";
+import { type CookieNote, type PresentedCookie, TOKEN_LENGTH, VALUE_LENGTH } from "./session/cookie.ts";
+import { DryLookup, type Sighting } from "./session/dry-lookup.ts";
+import { NearCache } from "./session/near-cache.ts";
+import { decide } from "./session/policy.ts";
+import { NOT_ASKED, type Resolution, resolveSession } from "./session/resolver.ts";
+import { explain as adviceOnFailure } from "./store/failures.ts";
+
+export interface ExplainerOptions {
+  readonly gate: Gate;
+  /** As it is, without the counting. */
+  readonly store: Pick<SessionStore, "kind" | "find" | "peek" | "watch">;
+  readonly ephemeralSecret: boolean;
+}
+
+/** Routes that were not chosen and are named all the same. */
+const MAX_OTHER_ROUTES = 20;
+
+/** Says what would become of a request, and why, with the very functions that requests go through. */
+export function createExplainer(options: ExplainerOptions): Explainer {
+  const { gate } = options;
+  const facts: Facts = { cookie: gate.cookie.facts, ephemeralSecret: options.ephemeralSecret };
+  return {
+    request: (asked) => explainAsked(options, facts, asked),
+    trace: (traceId) => {
+      const records = gate.observer.recorder.byTrace(traceId);
+      const [record] = records;
+      if (record === undefined)
+        return { problem: "no exchange with this trace id is recorded: it was overwritten, or met another instance" };
+      return explainRecord(record, records.length, gate.routes, facts);
+    },
+  };
+}
+
+async function explainAsked(
+  options: ExplainerOptions,
+  facts: Facts,
+  asked: AskedRequest,
+): Promise<Explanation | Unexplained> {
+  const octets = composeHead(asked);
+  if ("problem" in octets) return octets;
+  const parsed = await parseHead(octets);
+  if ("rawHeaders" in parsed) return new Replay(options, facts, parsed, asked.client).run();
+  const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
+  return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");
+}
+
+/** An exchange that keeps the name of every header that was taken out, and is never shown to the observer. */
+class NotedExchange extends Exchange {
+  readonly noted: { readonly name: string; readonly stripClass: StripClass }[] = [];
+
+  override countStripped(stripClass: StripClass, name: string): void {
+    super.countStripped(stripClass, name);
+    this.noted.push({ name, stripClass });
+  }
+}
+
+/** One request on its way through the steps of `pipeline.ts`, each written down. */
+class Replay {
+  readonly #gate: Gate;
+  readonly #options: ExplainerOptions;
+  readonly #facts: Facts;
+  readonly #parsed: ParsedHead;
+  readonly #client: string | undefined;
+  readonly #peer: Peer;
+  readonly #exchange: NotedExchange;
+  readonly #lookup: DryLookup;
+  readonly #steps: ExplanationStep[] = [];
+  /** Where it stands, for a failure. */
+  #at: ExplainedStep = "request";
+  /** Whole, as the exchange does not have it. */
+  #path = "";
+  #hostname = "";
+
+  constructor(options: ExplainerOptions, facts: Facts, parsed: ParsedHead, client: string | undefined) {
+    const { gate, store } = options;
+    this.#options = options;
+    this.#gate = gate;
+    this.#facts = facts;
+    this.#parsed = parsed;
+    this.#client = client;
+    this.#peer = describePeer(client, false, gate.trusted);
+    const { method, httpVersion } = parsed;
+    const ids = { traceId: newTraceId(), spanId: newSpanId() };
+    this.#exchange = new NotedExchange({ method, methodLabel: methodLabel(method), httpVersion, ...ids });
+    this.#exchange.scheme = this.#peer.scheme;
+    this.#exchange.clientAddress = this.#peer.address;
+    this.#lookup = new DryLookup(gate.lookup instanceof NearCache ? gate.lookup : undefined, store);
+  }
+
+  async run(): Promise<Explanation> {
+    try {
+      return await this.#walk();
+    } catch (error) {
+      if (!(error instanceof ProxyError)) throw error;
+      this.#tell(this.#at, error.message, false, this.#circumstances);
+      const { status, code, message } = error;
+      return answered(this.#steps, status, code, message, this.#adviceOn(error));
+    }
+  }
+
+  async #walk(): Promise<Explanation> {
+    const gate = this.#gate;
+    const exchange = this.#exchange;
+    const head = readRequestHead(this.#parsed.rawHeaders, gate.requestRules, this.#peer.trusted, exchange);
+    if (head.forwardedFor !== undefined)
+      exchange.clientAddress = clientAddressOf(this.#peer, head.forwardedFor, gate.trusted);
+    exchange.parentSpanId = head.traceparent === undefined ? undefined : parseTraceParent(head.traceparent)?.spanId;
+    const target = readTarget(this.#parsed.url, exchange, head);
+    const forGateway = isForGateway(exchange, target, head);
+    this.#tell("request", `${exchange.method} ${target.hostname}${exchange.path}`, true);
+    this.#tellClient(head);
+    if (forGateway) return answered(this.#steps, 204, undefined, "an OPTIONS whose last hop this is");
+
+    this.#at = "route";
+    [this.#hostname, this.#path] = [target.hostname, target.path];
+    const route = gate.routes.match(target.hostname, target.path);
+    if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
+    this.#tellRoute(route, target);
+
+    const notes: CookieNote[] = [];
+    const cookie = gate.cookie.read(head.cookie, notes);
+    this.#tellCookie(route, head, cookie, notes);
+    const resolved = route.session === "none" ? NOT_ASKED : await resolveSession(this.#lookup, cookie);
+    this.#tellSession(resolved);
+    const resolution = this.#hold(resolved, head);
+    if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
+
+    const decision = decide(route, resolution, exchange.method, head);
+    const verdict = this.#verdict(cookie, resolution, decision);
+    const passes = decision === "identified" || decision === "anonymous";
+    this.#tell("policy", policyFinding(route, verdict), passes);
+    if (!passes) return this.#turnedAway(route, verdict, resolution);
+    return this.#forwarded(route, verdict, resolution, head, target, cookie);
+  }
+
+  #tell(step: ExplainedStep, finding: string, ok: boolean, detail: readonly string[] = []): void {
+    this.#steps.push({ step, finding, ok, ...(detail.length > 0 && { detail }) });
+  }
+
+  #tellClient(head: RequestHead): void {
+    const { address, trusted } = this.#peer;
+    const { clientAddress, noted } = this.#exchange;
+    if (this.#client === undefined) {
+      const ignored = noted.some(({ name }) => name.toLowerCase() === "x-forwarded-for");
+      const detail = ignored
+        ? [
+            "X-Forwarded-For is not believed, because nothing says that it came through a proxy: give its address as client",
+          ]
+        : [];
+      this.#tell("client", "its address is not given, and taken to be the right one", true, detail);
+    } else if (!trusted)
+      this.#tell("client", `${address}: no proxy in listen.trustedProxies, so it is the client`, true);
+    else if (head.forwardedFor === undefined)
+      this.#tell("client", `${address}: a trusted proxy, which names no client in X-Forwarded-For`, true);
+    else this.#tell("client", `${clientAddress}, as the trusted proxy ${address} says in X-Forwarded-For`, true);
+  }
+
+  #tellRoute(route: Route, { hostname, path }: RequestTarget): void {
+    const { considered, readings = [] } = this.#gate.routes.explain(hostname, path);
+    const host = route.host === undefined ? "any host" : "this host";
+    const finding = `${route.id}: the longest path for ${host} that the request's begins with`;
+    this.#tell("route", finding, true, [
+      ...readings.map((reading) => `read as loosely as a server may, ${shown(reading.path)}: the same route`),
+      ...othersConsidered(considered),
+    ]);
+  }
+
+  #tellCookie(route: Route, head: RequestHead, cookie: PresentedCookie, notes: readonly CookieNote[]): void {
+    const { name } = this.#facts.cookie;
+    const needless = route.session === "none";
+    const [first, ...more] = notes;
+    if (first === undefined) {
+      this.#tell("cookie", `none named ${name}`, needless, similarCookies(name, head.cookie));
+      return;
+    }
+    const seen = notes.map((note, index) => shapeOf(note, notes.length > 1 ? `the ${ordinal(index + 1)} ` : ""));
+    const count = more.length === 0 ? "one" : String(notes.length);
+    const badShape = cookie.verdict === "bad-shape";
+    this.#tell("cookie", `${count} named ${name}`, !badShape && more.length === 0, seen);
+    if (badShape) return;
+    const signed = notes.filter(({ verdict }) => verdict === "valid" || verdict === "bad-signature");
+    for (const note of signed) this.#tellSignature(note);
+  }
+
+  #tellSignature({ handle, secret, plausible }: CookieNote): void {
+    const { secrets } = this.#facts.cookie;
+    if (handle !== undefined && secret !== undefined) {
+      this.#tell("signature", `${secretFinding(secret, secrets)}; it opens session ${handle}`, true);
+      return;
+    }
+    const tried = secrets === 1 ? "the one secret was tried" : `all ${secrets} secrets were tried`;
+    const odd = plausible
+      ? []
+      : ["it holds characters that none of ours has: it was changed on the way, or is of another"];
+    this.#tell("signature", "no configured secret verifies it: was a secret removed?", false, [tried, ...odd]);
+  }
+
+  #tellSession({ outcome, session, ...rest }: Resolution): void {
+    const { seen } = this.#lookup;
+    for (const sighting of seen) this.#tellSighting(sighting, seen.length > 1 ? `${handleOf(sighting.key)}: ` : "");
+    if (outcome === "not-asked") this.#tell("session", SESSION_FINDINGS[outcome], true);
+    else if (seen.length === 0) this.#tell("session", `the store is not asked: ${NO_KEY[outcome] ?? ""}`, false);
+    else if (seen.length > 1) this.#tell("session", chosenAmong({ outcome, ...rest }), outcome === "hit");
+    if (session?.user === null) this.#tell("session", "nobody has signed in to it", false);
+  }
+
+  #tellSighting(sighting: Sighting, prefix: string): void {
+    const { lifecycle, lookup } = this.#gate;
+    const { kind, watch } = this.#options.store;
+    const steps = [
+      cacheStep(sighting, lookup instanceof NearCache, watch !== undefined),
+      storeStep(sighting, kind),
+      expiryStep(sighting, lifecycle.expiry, lifecycle.now()),
+    ];
+    for (const step of steps) if (step !== undefined) this.#steps.push({ ...step, finding: prefix + step.finding });
+  }
+
+  /** As the pipeline holds a session to its client, without counting. */
+  #hold(resolution: Resolution, head: RequestHead): Resolution {
+    const { binding } = this.#gate;
+    const { session, key } = resolution;
+    if (session === undefined || key === undefined) return resolution;
+    const client = clientOf(head, this.#exchange);
+    const addressKnown = this.#client !== undefined;
+    const asked: SessionClient = addressKnown ? client : { ...client, address: session.client?.address ?? "" };
+    const mismatch = isMismatch(binding.to, session, asked);
+    this.#steps.push(bindingStep(binding, session, asked, { mismatch, addressKnown }));
+    return mismatch && binding.onMismatch === "deny" ? mismatched(resolution) : resolution;
+  }
+
+  #verdict(cookie: PresentedCookie, { outcome, source, session, error }: Resolution, decision: Verdict["decision"]) {
+    return {
+      outcome,
+      source,
+      decision,
+      cookie: cookie.verdict,
+      hasUser: Boolean(session?.user),
+      unreadable: this.#lookup.seen.find(({ store }) => store?.unreadable !== undefined)?.store?.unreadable,
+      storeAdvice: error && adviceOnFailure(error).advice,
+    } satisfies Verdict;
+  }
+
+  #turnedAway(route: Route, verdict: Verdict, { error }: Resolution): Explanation {
+    const advice = adviceFor(verdict, this.#facts, route);
+    const why = `route ${route.id} needs ${verdict.decision === "outage" ? "to know the session" : "somebody signed in"}, and ${reasonOf(verdict)}`;
+    if (verdict.decision === "outage")
+      return answered(this.#steps, error?.status ?? 503, error?.code ?? "session_store_unavailable", why, advice);
+    if (verdict.decision === "login-redirect" && route.loginRedirect !== undefined)
+      return answered(this.#steps, 302, undefined, why, advice, route.loginRedirect);
+    return answered(this.#steps, 401, undefined, why, advice);
+  }
+
+  #forwarded(
+    route: Route,
+    verdict: Verdict,
+    resolution: Resolution,
+    head: RequestHead,
+    target: RequestTarget,
+    cookie: PresentedCookie,
+  ): Explanation {
+    const gate = this.#gate;
+    const exchange = this.#exchange;
+    const upstream = gate.upstreams[route.index];
+    if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
+    const fields = fieldsFor(gate, head, target, cookie, resolution, this.#peer, exchange);
+    const removed = removedHeaders(this.#parsed.rawHeaders, fields, exchange.noted, cookie);
+    this.#tell(
+      "removed",
+      removed.length === 0 ? "no header of the client" : `${removed.length} headers of the client`,
+      true,
+      removed.map(({ name, why }) => `${name}: ${why}`),
+    );
+    this.#tellIdentity(fields, resolution);
+    this.#tell("upstream", upstream.address, true);
+    const user = resolution.session?.user ?? null;
+    const handle = user === null ? null : (exchange.handle ?? null);
+    const advice =
+      user === null
+        ? adviceFor(verdict, this.#facts, route)
+        : `to sign this user out: coatcheck sessions end ${handle}`;
+    const whom = user === null ? `without a user: ${reasonOf(verdict)}` : `as user ${user.id}, session ${handle}`;
+    return {
+      steps: this.#steps,
+      conclusion: `The request would be forwarded to ${upstream.address} ${whom}.`,
+      ...(advice !== undefined && { advice }),
+      wouldForward: {
+        upstream: upstream.address,
+        user: user?.id ?? null,
+        handle,
+        injected: exchange.identified,
+        removed,
+        headers: namesIn(fields),
+      },
+    };
+  }
+
+  #tellIdentity(fields: readonly string[], { session, staleMs }: Resolution): void {
+    const { identity } = this.#gate;
+    const { identified, handle } = this.#exchange;
+    const detail = identity.sources.map(([name, source]) => {
+      const value = fields[fields.lastIndexOf(name) + 1] ?? "";
+      if (source === "handle") return `${name}: ${value === "" ? "empty" : (handle ?? "")}`;
+      if (value !== "") return `${name}: ${value.length} characters from ${source}`;
+      const there = session !== undefined && valueAt(session, parsePointer(source)) !== undefined;
+      return `${name}: empty${there ? `, because what is at ${source} is too long or empty` : `, nothing is at ${source}`}`;
+    });
+    if (staleMs !== undefined)
+      detail.push("X-Coatcheck-Session: stale, with the age of what was read before the outage");
+    const finding = `${identified.length} of ${identity.names.length} identity headers carry a value`;
+    this.#tell("identity", finding, true, detail);
+  }
+
+  #adviceOn({ code }: ProxyError): string {
+    if (code === "destination_not_found")
+      return "add a route whose match has this host (or none, for any) and a path that the request's begins with";
+    if (code === "proxy_configuration_error") return "give the route an upstream";
+    if (this.#at === "route")
+      return "spell the path in its plain form, or let every reading of it belong to one route: Coatcheck does not guess which one the application takes";
+    return "correct the client, or whatever proxy is between it and Coatcheck: a request must have one reading";
+  }
+
+  /** What there is to say about the step that failed. */
+  get #circumstances(): readonly string[] {
+    if (this.#at !== "route") return [];
+    const { considered, readings } = this.#gate.routes.explain(this.#hostname, this.#path);
+    if (readings === undefined) return [];
+    const chosen = considered.find(({ verdict }) => verdict === "chosen")?.route.id ?? "no route";
+    return [
+      ...(readings.length > 0 ? [`as it is spelled: ${chosen}`] : []),
+      ...readings.map((reading) => `read as ${shown(reading.path)}: ${reading.route?.id ?? "no route"}`),
+      ...othersConsidered(considered),
+    ];
+  }
+}
+
+/** Why there is no key to ask the store for. */
+const NO_KEY: Readonly<Partial<Record<Resolution["outcome"], string>>> = {
+  absent: "there is no cookie",
+  malformed: "no cookie has verified",
+};
+
+function answered(
+  steps: readonly ExplanationStep[],
+  status: number,
+  error: ErrorCode | undefined,
+  why: string,
+  advice?: string,
+  location?: string,
+): Explanation {
+  const told = location === undefined ? String(status) : `${status} to ${location}`;
+  return {
+    steps,
+    conclusion: `Coatcheck would answer ${told} and forward nothing: ${why}.`,
+    ...(advice !== undefined && { advice }),
+    wouldAnswer: { status, ...(error && { error }), ...(location !== undefined && { location }) },
+  };
+}
+
+const WHY_NOT: Readonly<Record<Exclude<ConsideredRoute["verdict"], "chosen">, string>> = {
+  "less-specific": "matches too, and another is more specific",
+  "part-of-segment": "not this one: the path goes on within a segment, and prefixes match whole segments",
+  "other-path": "another path",
+  "other-host": "another host",
+};
+
+/** The routes that were not chosen, the closest first. */
+function othersConsidered(considered: readonly ConsideredRoute[]): readonly string[] {
+  const order = Object.keys(WHY_NOT);
+  const others = considered
+    .flatMap(({ route, verdict }) => (verdict === "chosen" ? [] : [{ id: route.id, verdict }]))
+    .sort((a, b) => order.indexOf(a.verdict) - order.indexOf(b.verdict));
+  const lines = others.slice(0, MAX_OTHER_ROUTES).map(({ id, verdict }) => `${id}: ${WHY_NOT[verdict]}`);
+  return others.length > lines.length ? [...lines, `and ${others.length - lines.length} more`] : lines;
+}
+
+function shapeOf({ verdict, length }: CookieNote, which: string): string {
+  if (verdict === "ignored") return `${which}is not looked at: so many come before it`;
+  if (verdict === "bad-shape" && length === 0) return `${which}is empty`;
+  if (verdict === "bad-shape" && length !== VALUE_LENGTH)
+    return `${which}has ${length} characters, one of ours ${VALUE_LENGTH}: an id of ${TOKEN_LENGTH}, a dot, a signature`;
+  if (verdict === "bad-shape") return `${which}has no dot between id and signature`;
+  return `${which}has the shape of ours: an id of ${TOKEN_LENGTH} characters, a dot, a signature`;
+}
+
+/** A cookie that is nearly named like ours: after a change of the name, or without its prefix over plain HTTP. */
+function similarCookies(name: string, header = ""): readonly string[] {
+  const bare = (text: string) => text.toLowerCase().replace(/^__(host|secure)-/, "");
+  const names = header.split(";").map((pair) => pair.split("=", 1)[0]?.trim() ?? "");
+  const similar = names.filter((other) => other !== name && bare(other) === bare(name));
+  return [...new Set(similar)].map((other) => `there is one named ${other}, which is another cookie`);
+}
+
+function chosenAmong({ outcome, key, keys = [] }: Resolution): string {
+  if (outcome === "hit" && key !== undefined) return `${handleOf(key)} is the one that lives, and is meant`;
+  if (outcome !== "ambiguous") return `none of them lives: ${SESSION_FINDINGS[outcome]}`;
+  return `${keys.map(handleOf).join(" and ")} live, and none is believed: one may have been planted`;
+}
+
+function ordinal(place: number): string {
+  return ["first", "second", "third", "fourth"][place - 1] ?? `${place}th`;
+}
+
+function shown(path: string): string {
+  return path.length > 200 ? `${path.slice(0, 199)}…` : path;
+}
+
+/** Names in lower case, each once. */
+function namesIn(fields: readonly string[]): readonly string[] {
+  return [...new Set(fields.filter((_, i) => i % 2 === 0).map((name) => name.toLowerCase()))];
+}
+
+const OTHER_REASONS: Readonly<Record<string, string>> = {
+  expect: "Coatcheck answers it itself",
+  cookie: "nothing but the session cookie was in it",
+  "max-forwards": "it is for OPTIONS and TRACE",
+  tracestate: "only a proxy in listen.trustedProxies may say it, beside a sound traceparent",
+  baggage: "only a proxy in listen.trustedProxies may say it",
+};
+
+/** What of the client's head does not go on: what was noted, and what is meant for this connection alone. */
+function removedHeaders(
+  raw: readonly string[],
+  fields: readonly string[],
+  noted: NotedExchange["noted"],
+  cookie: PresentedCookie,
+): readonly RemovedHeader[] {
+  const removed = new Map<string, RemovedHeader>();
+  for (const { name, stripClass } of noted) removed.set(name.toLowerCase(), { name, why: REMOVAL_REASONS[stripClass] });
+  const sent = new Set(namesIn(fields));
+  for (let i = 0; i < raw.length; i += 2) {
+    const name = raw[i] ?? "";
+    const lower = name.toLowerCase();
+    if (removed.has(lower) || sent.has(lower)) continue;
+    const why = HOP_BY_HOP.has(lower) ? "it is for this connection" : (OTHER_REASONS[lower] ?? "Connection lists it");
+    removed.set(lower, { name, why });
+  }
+  const cut = [...removed.values()].map(({ name, why }) => ({ name: name.slice(0, 64), why }));
+  const hasOthers = cookie.verdict !== "absent" && cookie.others !== undefined;
+  return hasOthers ? [...cut, { name: "Cookie", why: "of it only the session cookie; the others go on" }] : cut;
+}
