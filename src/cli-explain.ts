@@ -106,7 +106,7 @@ export function renderExplanation({ steps, conclusion, advice }: Explanation): s
     ...detail.map((line) => indent + styled("dim", plain(line, MAX_LINE_LENGTH))),
   ]);
   const parts = [...lines, "", styled("bold", plain(conclusion, 1000))];
-  if (advice !== undefined) parts.push(`Not what was wanted? ${plain(advice, 1000)}.`);
+  if (advice !== undefined) parts.push(`If that is not what was wanted: ${plain(advice, 1000)}.`);
   return `${parts.join("\n")}\n`;
 }
 

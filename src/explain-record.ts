@@ -1,9 +1,11 @@
 import type { ExplainedStep, Explanation, ExplanationStep } from "./core/explanation.ts";
+import { WRITE_BACK_HEADERS } from "./core/header-names.ts";
 import type { RouteTable } from "./core/routes.ts";
 import {
   adviceFor,
   COOKIE_FINDINGS,
   type Facts,
+  notAsked,
   policyFinding,
   REMOVAL_REASONS,
   reasonOf,
@@ -32,7 +34,7 @@ export function explainRecord(record: ExchangeRecord, count: number, routes: Rou
   if (record.route === undefined) tell("route", "none", false);
   else tell("route", route === undefined ? `${record.route}, which is no longer configured` : record.route);
   if (session.decision !== "undecided" || session.outcome !== "not-asked") {
-    tellSession(record, verdict, facts, tell);
+    tellSession(record, facts, tell);
     if (route !== undefined) tell("policy", policyFinding(route, verdict), PASSING.has(verdict.decision));
   }
   tellHeaders(record, tell);
@@ -49,17 +51,22 @@ function siblingsIn(count: number): readonly string[] {
   return count === 1 ? [] : [`${count} exchanges of this trace are recorded; this is the newest`];
 }
 
-function tellSession({ session, timings }: ExchangeRecord, verdict: Verdict, facts: Facts, tell: Tell): void {
+function tellSession({ session, timings }: ExchangeRecord, facts: Facts, tell: Tell): void {
   const { name, secrets } = facts.cookie;
   if (session.cookie === "absent") tell("cookie", `none named ${name}`, session.outcome === "not-asked");
   else tell("cookie", `one named ${name}: ${COOKIE_FINDINGS[session.cookie]}`, session.cookie === "valid");
   if (session.cookieSecret !== undefined) tell("signature", secretFinding(session.cookieSecret, secrets));
+  const { outcome } = session;
+  if (outcome === "absent" || (outcome === "malformed" && session.cookie !== "valid")) {
+    tell("session", notAsked(outcome), false);
+    return;
+  }
   const source = session.source === undefined ? "" : ` (${SOURCES[session.source]})`;
   const { resolveStarted, resolved } = timings;
   const took = resolveStarted === undefined || resolved === undefined ? [] : [`after ${ms(resolved - resolveStarted)}`];
   const handle = session.handle === undefined ? "" : `${session.handle}: `;
-  const fine = verdict.outcome === "hit" || verdict.outcome === "not-asked";
-  tell("session", `${handle}${SESSION_FINDINGS[session.outcome]}${source}`, fine, took);
+  const fine = outcome === "hit" || outcome === "not-asked";
+  tell("session", `${handle}${SESSION_FINDINGS[outcome]}${source}`, fine, took);
 }
 
 const SOURCES = {
@@ -77,7 +84,7 @@ function tellHeaders({ headers: { stripped, strippedNames, identity }, writeBack
   if (classes.length > 0) tell("removed", strippedNames.join(", "), true, classes);
   if (identity.length > 0) tell("identity", identity.join(", "));
   for (const { command, result } of writeBack ?? [])
-    tell("write-back", `X-Session-${command}: ${result}`, result === "saved");
+    tell("write-back", `${WRITE_BACK_HEADERS[command]}: ${result}`, result === "saved");
 }
 
 function tellUpstream({ upstream, timings }: ExchangeRecord, tell: Tell): void {

@@ -58,7 +58,7 @@ function differenceOf({ cache, store }: Sighting): string | undefined {
 /** @param kind of the store. */
 export function storeStep(sighting: Sighting, kind: string): ExplanationStep {
   const { store, error, storeMs, resolution } = sighting;
-  const time = `${storeMs.toFixed(1)} ms`;
+  const time = `${storeMs.toFixed(2)} ms`;
   const slow = storeMs >= SLOW_MS ? ["slow: each request that the cache does not answer waits as long"] : [];
   if (store === undefined) {
     const { problem, advice } = adviceOnFailure(error);

@@ -122,6 +122,11 @@ export function reasonOf({ outcome, cookie, hasUser }: Verdict): string {
   }
 }
 
+/** Why there is no id that the store could be asked for. */
+export function notAsked(outcome: SessionOutcome): string {
+  return `the store is not asked: ${outcome === "absent" ? "there is no cookie" : "no cookie has verified"}`;
+}
+
 /** What to do when somebody should have been signed in. */
 export function adviceFor(verdict: Verdict, facts: Facts, route: Route): string | undefined {
   const { name, secure, path } = facts.cookie;
@@ -133,7 +138,7 @@ export function adviceFor(verdict: Verdict, facts: Facts, route: Route): string 
     case "not-asked":
       return `for a user on this route, set session: optional or required in routes (${route.id})`;
     case "absent":
-      return `ask with the whole Cookie header of the browser in question; it sends ${name} ${secure ? "over HTTPS only, " : ""}for paths below ${path}, after signing in`;
+      return `the client has to send the cookie named ${name}: a browser has it after signing in, and sends it ${secure ? "over HTTPS only, " : ""}for paths below ${path}; whoever asks by hand gives the whole Cookie header`;
     case "malformed":
       return verdict.cookie === "valid"
         ? UNREADABLE_ADVICE[verdict.unreadable ?? "damaged"]
@@ -165,6 +170,11 @@ export function secretFinding(secret: number, secrets: number): string {
   if (secrets === 1) return "good, by the only secret";
   if (secret === 0) return "good, by the first secret, which signs new cookies";
   return `good, by secret ${secret + 1} of ${secrets}, an older one: the cookie is signed anew when it is next renewed`;
+}
+
+/** `1 header`, `2 headers`. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 const UNITS: readonly (readonly [ms: number, name: string])[] = [

@@ -24,7 +24,9 @@ import { explainRecord } from "./explain-record.ts";
 import { bindingStep, cacheStep, expiryStep, storeStep } from "./explain-session.ts";
 import {
   adviceFor,
+  counted,
   type Facts,
+  notAsked,
   policyFinding,
   REMOVAL_REASONS,
   reasonOf,
@@ -194,7 +196,7 @@ class Replay {
   #tellRoute(route: Route, { hostname, path }: RequestTarget): void {
     const { considered, readings = [] } = this.#gate.routes.explain(hostname, path);
     const host = route.host === undefined ? "any host" : "this host";
-    const finding = `${route.id}: the longest path for ${host} that the request's begins with`;
+    const finding = `${route.id}, for ${host}: the longest of the paths that the request's begins with`;
     this.#tell("route", finding, true, [
       ...readings.map((reading) => `read as loosely as a server may, ${shown(reading.path)}: the same route`),
       ...othersConsidered(considered),
@@ -212,13 +214,14 @@ class Replay {
     const seen = notes.map((note, index) => shapeOf(note, notes.length > 1 ? `the ${ordinal(index + 1)} ` : ""));
     const count = more.length === 0 ? "one" : String(notes.length);
     const badShape = cookie.verdict === "bad-shape";
-    this.#tell("cookie", `${count} named ${name}`, !badShape && more.length === 0, seen);
+    this.#tell("cookie", `${count} named ${name}`, !badShape, seen);
     if (badShape) return;
     const signed = notes.filter(({ verdict }) => verdict === "valid" || verdict === "bad-signature");
-    for (const note of signed) this.#tellSignature(note);
+    for (const note of signed) this.#tellSignature(note, cookie.verdict === "valid");
   }
 
-  #tellSignature({ handle, secret, plausible }: CookieNote): void {
+  /** @param ok another one may have verified. */
+  #tellSignature({ handle, secret, plausible }: CookieNote, ok: boolean): void {
     const { secrets } = this.#facts.cookie;
     if (handle !== undefined && secret !== undefined) {
       this.#tell("signature", `${secretFinding(secret, secrets)}; it opens session ${handle}`, true);
@@ -228,14 +231,14 @@ class Replay {
     const odd = plausible
       ? []
       : ["it holds characters that none of ours has: it was changed on the way, or is of another"];
-    this.#tell("signature", "no configured secret verifies it: was a secret removed?", false, [tried, ...odd]);
+    this.#tell("signature", "no configured secret verifies it: was a secret removed?", ok, [tried, ...odd]);
   }
 
   #tellSession({ outcome, session, ...rest }: Resolution): void {
     const { seen } = this.#lookup;
     for (const sighting of seen) this.#tellSighting(sighting, seen.length > 1 ? `${handleOf(sighting.key)}: ` : "");
     if (outcome === "not-asked") this.#tell("session", SESSION_FINDINGS[outcome], true);
-    else if (seen.length === 0) this.#tell("session", `the store is not asked: ${NO_KEY[outcome] ?? ""}`, false);
+    else if (seen.length === 0) this.#tell("session", notAsked(outcome), false);
     else if (seen.length > 1) this.#tell("session", chosenAmong({ outcome, ...rest }), outcome === "hit");
     if (session?.user === null) this.#tell("session", "nobody has signed in to it", false);
   }
@@ -302,7 +305,7 @@ class Replay {
     const removed = removedHeaders(this.#parsed.rawHeaders, fields, exchange.noted, cookie);
     this.#tell(
       "removed",
-      removed.length === 0 ? "no header of the client" : `${removed.length} headers of the client`,
+      removed.length === 0 ? "no header of the client" : `${counted(removed.length, "header")} of the client`,
       true,
       removed.map(({ name, why }) => `${name}: ${why}`),
     );
@@ -336,7 +339,7 @@ class Replay {
     const detail = identity.sources.map(([name, source]) => {
       const value = fields[fields.lastIndexOf(name) + 1] ?? "";
       if (source === "handle") return `${name}: ${value === "" ? "empty" : (handle ?? "")}`;
-      if (value !== "") return `${name}: ${value.length} characters from ${source}`;
+      if (value !== "") return `${name}: ${counted(value.length, "character")} from ${source}`;
       const there = session !== undefined && valueAt(session, parsePointer(source)) !== undefined;
       return `${name}: empty${there ? `, because what is at ${source} is too long or empty` : `, nothing is at ${source}`}`;
     });
@@ -368,12 +371,6 @@ class Replay {
     ];
   }
 }
-
-/** Why there is no key to ask the store for. */
-const NO_KEY: Readonly<Partial<Record<Resolution["outcome"], string>>> = {
-  absent: "there is no cookie",
-  malformed: "no cookie has verified",
-};
 
 function answered(
   steps: readonly ExplanationStep[],

@@ -74,11 +74,14 @@ export class RouteTable {
   /** Why `match` chooses what it does, or refuses to: for an operator. */
   explain(host: string, path: string): RouteChoice {
     const chosen = this.#exact.find(host, path);
+    const readings = loosestReadings(path);
     return {
       considered: this.#routes.map((route) => ({ route, verdict: verdictOn(route, chosen, host, path) })),
-      readings: loosestReadings(path)
-        ?.filter((reading) => reading !== path)
-        .map((reading) => ({ path: reading, route: this.#loose.find(host, reading) })),
+      readings:
+        readings &&
+        [...new Set(readings)]
+          .filter((reading) => reading !== path)
+          .map((reading) => ({ path: reading, route: this.#loose.find(host, reading) })),
     };
   }
 
