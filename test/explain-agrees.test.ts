@@ -108,10 +108,12 @@ const path = fc.oneof(
       .map((pieces) => `/${pieces.join("")}`),
   },
 );
-const host = mostly(
-  ["app.example.com", "APP.example.com:8080", "only.example.com", "other", "[::1]:80"],
-  ["app.example.com.", "", "bad host", "user@app", "a:b", "a,b"],
-);
+const tameHosts = ["app.example.com", "APP.example.com:8080", "only.example.com", "other", "[::1]:80"];
+const host = mostly(tameHosts, ["app.example.com.", "", "bad host", "user@app", "a:b", "a,b"]);
+
+/** Stands for two lines, of which one means nothing without the other. */
+const TRACE = "traceparent and tracestate";
+const TRACE_LINES = ["traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate: a=b"];
 
 const forged = [
   "X-User-Id: 1",
@@ -139,6 +141,7 @@ const forged = [
   "Via: 1.1 other",
   "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
   "tracestate: a=b",
+  TRACE,
   "baggage: a=b",
   "Accept: */*",
   "Sec-Fetch-Mode: cors",
@@ -152,14 +155,17 @@ const forged = [
   "X-Odd: \xe4",
   "X-Empty:",
 ];
+const SECOND_HOST = "Host: second.example";
 const fatal = [
   "Max-Forwards: x",
   "Expect: something",
-  "Host: second.example",
+  SECOND_HOST,
   "Content-Length: x",
   "Transfer-Encoding: gzip, chunked",
 ];
-const headers = fc.array(mostly(forged, fatal), { maxLength: 5 });
+const headers = fc
+  .array(mostly(forged, fatal), { maxLength: 5 })
+  .map((lines) => lines.flatMap((line) => (line === TRACE ? TRACE_LINES : [line])));
 const method = mostly(
   ["GET", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"],
   ["TRACE", "CONNECT", "FOO"],
@@ -242,13 +248,28 @@ async function send(gateway: RunningGateway, head: readonly string[]) {
 
 async function holdAgainst(gateway: RunningGateway, tickets: Record<string, Ticket>) {
   const seen = { forwarded: 0, identified: 0, statuses: new Set<number>() };
-  const request = fc.record({ method, path, host, headers, cookie: cookies(tickets), navigation, userAgent });
+  const request = fc.record({
+    method,
+    path,
+    host,
+    whole: fc.boolean(),
+    headers,
+    cookie: cookies(tickets),
+    navigation,
+    userAgent,
+  });
   await fc.assert(
-    fc.asyncProperty(request, async ({ method, path, host, headers, cookie, navigation, userAgent }) => {
-      const lines = [`Host: ${host}`, "Connection: close", ...userAgent, ...cookie, ...navigation, ...headers];
-      const explanation = await explain(gateway, { url: path, method, headers: lines, client: "127.0.0.1" });
+    fc.asyncProperty(request, async ({ method, path, host, whole, headers, cookie, navigation, userAgent }) => {
+      const lines = ["Connection: close", ...userAgent, ...cookie, ...navigation, ...headers];
+      const explanation = await explain(gateway, {
+        method,
+        client: "127.0.0.1",
+        ...(whole && tameHosts.includes(host) && !headers.includes(SECOND_HOST)
+          ? { url: `https://${host}${path}`, headers: lines }
+          : { url: path, headers: [`Host: ${host}`, ...lines] }),
+      });
       const before = app.received.length;
-      const { status, location } = await send(gateway, [`${method} ${path} HTTP/1.1`, ...lines]);
+      const { status, location } = await send(gateway, [`${method} ${path} HTTP/1.1`, `Host: ${host}`, ...lines]);
       const { wouldAnswer, wouldForward } = explanation;
       const came = app.received.length - before;
       if (wouldAnswer !== undefined) {
