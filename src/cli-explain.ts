@@ -1,4 +1,5 @@
-import { readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { text as textOf } from "node:stream/consumers";
 import { styleText } from "node:util";
 import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin } from "./cli-admin.ts";
 import { CommandError, parse, print, UsageError } from "./cli-arguments.ts";
@@ -49,7 +50,7 @@ export async function runExplain(args: readonly string[], environment: Environme
   if (args.length === 0 || args.includes("--help") || args.includes("-h")) return print(USAGE);
   const { values, positionals } = parse(args, OPTIONS);
   if (positionals.length > 0) throw new UsageError("explain takes options only: see coatcheck explain --help");
-  const body = values.trace === undefined ? asked(values) : recorded(values);
+  const body = values.trace === undefined ? await asked(values) : recorded(values);
   const admin = adminOf(values, environment);
   const explanation = await callAdmin<Explanation>(admin, { method: "POST", path: "/debug/explain", body });
   return print(values.json ? `${JSON.stringify(explanation, null, 2)}\n` : renderExplanation(explanation));
@@ -63,9 +64,9 @@ function recorded({ trace, ...values }: Values): { trace: string | undefined } {
   return { trace };
 }
 
-function asked(values: Values): AskedRequest {
+async function asked(values: Values): Promise<AskedRequest> {
   const file = values["headers-file"];
-  const text: RequestText = file === undefined ? { headers: [] } : textOf(file);
+  const text: RequestText = file === undefined ? { headers: [] } : await requestIn(file);
   const url = values.url ?? text.url;
   if (url === undefined) throw new UsageError("say which request: --url URL");
   const method = values.method ?? text.method;
@@ -79,10 +80,10 @@ function asked(values: Values): AskedRequest {
   };
 }
 
-function textOf(file: string): RequestText {
+async function requestIn(file: string): Promise<RequestText> {
   let content: string;
   try {
-    content = readFileSync(file === "-" ? 0 : file, "utf8");
+    content = file === "-" ? await textOf(process.stdin) : await readFile(file, "utf8");
   } catch (error) {
     const code = error instanceof Error && "code" in error ? String(error.code) : "it cannot be read";
     throw new CommandError(`--headers-file ${file}: ${code}`);

@@ -1,6 +1,6 @@
 import type { ExplanationStep } from "./core/explanation.ts";
 import { type Binding, endOf, type Session, type SessionClient } from "./core/session.ts";
-import { inWords, relative, SESSION_FINDINGS, timeInWords, UNREADABLE } from "./explain-words.ts";
+import { inWords, relative, SESSION_FINDINGS, timeInWords, UNREADABLE_FINDINGS } from "./explain-words.ts";
 import { networkOf } from "./session/binding.ts";
 import type { Sighting } from "./session/dry-lookup.ts";
 import { dueTouch, type ExpiryPolicy, expiryAfterUse } from "./session/expiry.ts";
@@ -71,7 +71,7 @@ export function storeStep(sighting: Sighting, kind: string): ExplanationStep {
     };
   }
   const detail = [...slow];
-  if (store.unreadable !== undefined) detail.push(UNREADABLE[store.unreadable]);
+  if (store.unreadable !== undefined) detail.push(UNREADABLE_FINDINGS[store.unreadable]);
   if (store.place === "fallback") detail.push("it lies in the fallback: a request would move it to the primary");
   if (store.outcome === "hit" && resolution.source === "cache") detail.push("asked for comparison: a request is not");
   const finding = `${kind}, in ${time}: ${SESSION_FINDINGS[store.outcome]}`;

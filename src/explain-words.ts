@@ -45,7 +45,7 @@ export const SESSION_FINDINGS: Readonly<Record<SessionOutcome, string>> = {
   unavailable: "nobody knows: the session store gives no answer",
 };
 
-export const UNREADABLE: Readonly<Record<Unreadable, string>> = {
+export const UNREADABLE_FINDINGS: Readonly<Record<Unreadable, string>> = {
   "unknown-key": "it is encrypted with a key that session.encryptionKeys does not have",
   "not-encrypted": "it is not encrypted, and session.encryptionKeys refuses that",
   damaged: "it is damaged, or something else has written it",

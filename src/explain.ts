@@ -221,17 +221,14 @@ class Replay {
   }
 
   /** @param ok another one may have verified. */
-  #tellSignature({ handle, secret, plausible }: CookieNote, ok: boolean): void {
+  #tellSignature({ handle, secret }: CookieNote, ok: boolean): void {
     const { secrets } = this.#facts.cookie;
     if (handle !== undefined && secret !== undefined) {
       this.#tell("signature", `${secretFinding(secret, secrets)}; it opens session ${handle}`, true);
       return;
     }
     const tried = secrets === 1 ? "the one secret was tried" : `all ${secrets} secrets were tried`;
-    const odd = plausible
-      ? []
-      : ["it holds characters that none of ours has: it was changed on the way, or is of another"];
-    this.#tell("signature", "no configured secret verifies it: was a secret removed?", ok, [tried, ...odd]);
+    this.#tell("signature", "no configured secret verifies it: was a secret removed?", ok, [tried]);
   }
 
   #tellSession({ outcome, session, ...rest }: Resolution): void {
@@ -406,13 +403,17 @@ function othersConsidered(considered: readonly ConsideredRoute[]): readonly stri
   return others.length > lines.length ? [...lines, `and ${others.length - lines.length} more`] : lines;
 }
 
-function shapeOf({ verdict, length }: CookieNote, which: string): string {
+function shapeOf({ verdict, length, plausible }: CookieNote, which: string): string {
   if (verdict === "ignored") return `${which}is not looked at: so many come before it`;
-  if (verdict === "bad-shape" && length === 0) return `${which}is empty`;
-  if (verdict === "bad-shape" && length !== VALUE_LENGTH)
-    return `${which}has ${length} characters, one of ours ${VALUE_LENGTH}: an id of ${TOKEN_LENGTH}, a dot, a signature`;
-  if (verdict === "bad-shape") return `${which}has no dot between id and signature`;
-  return `${which}has the shape of ours: an id of ${TOKEN_LENGTH} characters, a dot, a signature`;
+  const odd = plausible
+    ? ""
+    : "; it holds characters that none of ours has: quotes, or what is left of another encoding";
+  if (verdict !== "bad-shape")
+    return `${which}has the shape of ours: an id of ${TOKEN_LENGTH} characters, a dot, a signature${odd}`;
+  if (length === 0) return `${which}is empty`;
+  if (length !== VALUE_LENGTH)
+    return `${which}has ${counted(length, "character")}, one of ours ${VALUE_LENGTH}: an id of ${TOKEN_LENGTH}, a dot, a signature${odd}`;
+  return `${which}has no dot behind an id of ${TOKEN_LENGTH} characters${odd}`;
 }
 
 /** A cookie that is nearly named like ours: after a change of the name, or without its prefix over plain HTTP. */

@@ -67,7 +67,8 @@ export const MALFORMED: FindResult = { outcome: "malformed" };
 export const NEWER: FindResult = { outcome: "newer" };
 
 /** Why a session cannot be read: encrypted with a key that is not configured, in the clear where that is refused, or broken. */
-export type Unreadable = "unknown-key" | "not-encrypted" | "damaged";
+export const UNREADABLE = ["unknown-key", "not-encrypted", "damaged"] as const;
+export type Unreadable = (typeof UNREADABLE)[number];
 
 /** What a store makes of a key, with what an operator asks and a request does not. */
 export interface Peek {

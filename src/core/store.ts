@@ -140,8 +140,8 @@ export interface SessionStore {
 
   find(key: SessionKey): MaybePromise<FindResult>;
   /**
-   * What `find` would answer, for an operator: it changes nothing, and tells more. Of the stores that come with Coatcheck;
-   * without it `find` is asked, which should change nothing either.
+   * What `find` would answer, for an operator who asks why: it changes nothing, and tells more. A store without it has its
+   * `find` asked.
    */
   peek?(key: SessionKey): MaybePromise<Peek>;
   /** Stores a new session. `conflict`: the key is taken, which for 256 random bits means that something is wrong. */

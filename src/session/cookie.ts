@@ -226,7 +226,7 @@ function isBlank(code: number): boolean {
 }
 
 function noteOf(verdict: CookieNote["verdict"], value: string): CookieNote {
-  return { verdict, length: value.length, plausible: /^[\w-]+\.[\w-]+$/.test(value) };
+  return { verdict, length: value.length, plausible: /^[\w.-]*$/.test(value) };
 }
 
 function keyOf(token: string): SessionKey {

@@ -4,9 +4,11 @@ import {
   type AttributeChanges,
   type FindResult,
   MALFORMED,
+  type Peek,
   type Session,
   type SessionData,
   type SessionKey,
+  UNREADABLE,
 } from "../core/session.ts";
 import type {
   AttributeResult,
@@ -33,6 +35,7 @@ const MAX_REASON_LENGTH = 500;
 export class GuardedStore implements SessionStore {
   readonly kind: string;
   readonly watch?: (listener: ChangeListener) => void;
+  readonly peek?: (key: SessionKey) => MaybePromise<Peek>;
   readonly inspect?: () => MaybePromise<StoreInspection>;
   readonly count?: () => MaybePromise<number>;
   readonly #store: SessionStore;
@@ -43,6 +46,7 @@ export class GuardedStore implements SessionStore {
     this.#store = store;
     this.#timeoutMs = timeoutMs;
     if (store.watch !== undefined) this.watch = (listener) => this.#watch(listener);
+    if (store.peek !== undefined) this.peek = (key) => this.#ask("peek", readPeek, () => this.#store.peek?.(key));
     if (store.inspect !== undefined)
       this.inspect = () => this.#ask("inspect", readInspection, () => this.#store.inspect?.());
     if (store.count !== undefined) this.count = () => this.#ask("count", readCount, () => this.#store.count?.());
@@ -205,6 +209,18 @@ function readFound(answer: unknown): FindResult {
   if (!isJsonObject(answer)) return MALFORMED;
   const understood = answer.outcome === "hit" ? isSession(answer.session) : FOUND_NOTHING.has(answer.outcome);
   return understood ? (answer as unknown as FindResult) : MALFORMED;
+}
+
+/** As `readFound`; what else it tells is left out where it makes no sense. */
+function readPeek(answer: unknown): Peek {
+  const found = readFound(answer);
+  if (found.outcome === "hit" || !isJsonObject(answer)) return found;
+  const { session, unreadable } = answer as unknown as Peek;
+  return {
+    ...found,
+    ...(session !== undefined && isSession(session) && { session }),
+    ...(unreadable !== undefined && UNREADABLE.includes(unreadable) && { unreadable }),
+  };
 }
 
 /** An entry that is no session is left out, as one that cannot be read is in the stores that come with Coatcheck. */
