@@ -4,9 +4,8 @@ import fc from "fast-check";
 import t from "tap";
 import type { SessionStore } from "../src/core/store.ts";
 import { MemoryStore } from "../src/store/memory.ts";
-import { RedisStore } from "../src/store/redis.ts";
 import { raw, until } from "./support/client.ts";
-import { explain, HALF_HOUR_MS, sessionOf, type Ticket, ticket, USER_AGENT } from "./support/explain.ts";
+import { explain, HALF_HOUR_MS, redisStore, sessionOf, type Ticket, ticket, USER_AGENT } from "./support/explain.ts";
 import { feedState, type RunningGateway, SECRET, startApp, startGateway, startRedis } from "./support/servers.ts";
 import { SteppedStore } from "./support/stepped-store.ts";
 
@@ -336,8 +335,7 @@ t.test("a store that is down", async (t) => {
 
 t.test("Redis with a near cache", async (t) => {
   const redis = await startRedis(t);
-  const store = new RedisStore(redis.url, { absoluteTimeoutMs: 12 * 2 * HALF_HOUR_MS });
-  t.teardown(() => store.close());
+  const store = await redisStore(t, redis.url);
   const tickets = await fill(store);
   const gateway = await startGateway(t, { routes, session: { cookie }, store: redis.url });
   await until(async () => (await feedState(gateway)) === "tracking");
@@ -347,9 +345,8 @@ t.test("Redis with a near cache", async (t) => {
 
 t.test("Redis that went away, bridged by what was read before", async (t) => {
   const redis = await startRedis(t);
-  const store = new RedisStore(redis.url, { absoluteTimeoutMs: 12 * 2 * HALF_HOUR_MS });
+  const store = await redisStore(t, redis.url);
   const tickets = await fill(store);
-  await store.close();
   const cache = { maxAge: "30s", staleOnOutage: "1h" };
   const gateway = await startGateway(t, { routes, session: { cookie }, store: redis.url, cache });
   await until(async () => (await feedState(gateway)) === "tracking");

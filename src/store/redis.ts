@@ -86,36 +86,12 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     return this.#link.firstAnswer();
   }
 
-  async find(key: SessionKey): Promise<FindResult> {
-    const name = SESSION_PREFIX + key;
-    const { client } = this.#link;
-    try {
-      if (this.#layout === "fields") {
-        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
-      }
-      const [v, e, t, d, l] = await this.#link.ask(name, () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"), true);
-      if (l != null)
-        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
-      return this.#judge(key, { v, e, t, d });
-    } catch (error) {
-      // A key of another type is not a session; it must not look like an outage.
-      if (isWrongType(error)) return MALFORMED;
-      throw error;
-    }
+  find(key: SessionKey): Promise<FindResult> {
+    return this.#read(key, this.#found);
   }
 
-  async peek(key: SessionKey): Promise<Peek> {
-    const name = SESSION_PREFIX + key;
-    let fields: Fields;
-    try {
-      fields = (await this.#link.ask(name, () => this.#link.client.hgetallBuffer(name), true)) as Fields;
-    } catch (error) {
-      if (isWrongType(error)) return MALFORMED;
-      throw error;
-    }
-    const found = this.#judge(key, fields, Number.NEGATIVE_INFINITY);
-    if (found.outcome === "hit") return { ...judge(found.session, this.#now()), session: found.session };
-    return found.outcome === "malformed" ? { ...found, unreadable: this.#whyUnreadable(fields) } : found;
+  peek(key: SessionKey): Promise<Peek> {
+    return this.#read(key, this.#peeked);
   }
 
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
@@ -234,6 +210,31 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#feed?.close();
     this.#link.close();
   }
+
+  async #read<T>(key: SessionKey, judged: (key: SessionKey, fields: Fields) => T): Promise<T | typeof MALFORMED> {
+    const name = SESSION_PREFIX + key;
+    const { client } = this.#link;
+    try {
+      if (this.#layout === "fields") {
+        return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
+      }
+      const [v, e, t, d, l] = await this.#link.ask(name, () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"), true);
+      if (l != null) return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
+      return judged(key, { v, e, t, d });
+    } catch (error) {
+      // A key of another type is not a session; it must not look like an outage.
+      if (isWrongType(error)) return MALFORMED;
+      throw error;
+    }
+  }
+
+  readonly #found = (key: SessionKey, fields: Fields): FindResult => this.#judge(key, fields);
+
+  readonly #peeked = (key: SessionKey, fields: Fields): Peek => {
+    const found = this.#judge(key, fields, Number.NEGATIVE_INFINITY);
+    if (found.outcome === "hit") return { ...judge(found.session, this.#now()), session: found.session };
+    return found.outcome === "malformed" ? { ...found, unreadable: this.#whyUnreadable(fields) } : found;
+  };
 
   #judge(key: SessionKey, fields: Fields, now = this.#now()): FindResult {
     const { v, d } = fields;

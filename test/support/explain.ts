@@ -2,8 +2,10 @@
 import { createHmac, hash, randomBytes } from "node:crypto";
 import type { AskedRequest, Explanation } from "../../src/core/explanation.ts";
 import type { Session, SessionKey } from "../../src/core/session.ts";
+import type { SessionCodec } from "../../src/store/codec.ts";
+import { RedisStore } from "../../src/store/redis.ts";
 import { ask, type Reply } from "./client.ts";
-import { type RunningGateway, SECRET } from "./servers.ts";
+import { type RunningGateway, SECRET, type Teardown } from "./servers.ts";
 
 export const USER_AGENT = "Mozilla/5.0 (test)";
 export const HALF_HOUR_MS = 1_800_000;
@@ -35,6 +37,14 @@ export function said(explanation: Explanation, name: string): string {
 /** The steps that stand in the way of a signed-in request. */
 export function wrong({ steps }: Explanation): string[] {
   return steps.filter(({ ok }) => !ok).map(({ step }) => step);
+}
+
+/** The store of a gateway, closed with the test; it is connected. */
+export async function redisStore(t: Teardown, url: string, codec?: SessionCodec): Promise<RedisStore> {
+  const store = new RedisStore(url, { absoluteTimeoutMs: 24 * HALF_HOUR_MS, ...(codec && { codec }) });
+  t.teardown(() => store.close());
+  await store.firstAnswer();
+  return store;
 }
 
 export interface Ticket {
