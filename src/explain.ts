@@ -6,19 +6,28 @@ import type {
   Explainer,
   Explanation,
   ExplanationStep,
-  RemovedHeader,
   Unexplained,
 } from "./core/explanation.ts";
-import { HOP_BY_HOP } from "./core/header-names.ts";
 import { parsePointer, valueAt } from "./core/json.ts";
 import { methodLabel } from "./core/labels.ts";
 import { clientAddressOf, describePeer, type Peer } from "./core/peer.ts";
 import { type RequestHead, readRequestHead } from "./core/request-head.ts";
 import type { RequestTarget } from "./core/request-target.ts";
-import type { ConsideredRoute, Route } from "./core/routes.ts";
+import type { Route } from "./core/routes.ts";
 import { handleOf, type SessionClient } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
 import { newSpanId, newTraceId, parseTraceParent } from "./core/trace-context.ts";
+import {
+  chosenAmong,
+  type NotedHeader,
+  namesIn,
+  othersConsidered,
+  removedHeaders,
+  shapesOf,
+  shown,
+  similarCookies,
+  valueIn,
+} from "./explain-findings.ts";
 import { composeHead, type ParsedHead, parseHead } from "./explain-head.ts";
 import { explainRecord } from "./explain-record.ts";
 import { bindingStep, cacheStep, expiryStep, storeStep } from "./explain-session.ts";
@@ -28,7 +37,6 @@ import {
   type Facts,
   notAsked,
   policyFinding,
-  REMOVAL_REASONS,
   reasonOf,
   SESSION_FINDINGS,
   secretFinding,
@@ -36,7 +44,7 @@ import {
 } from "./explain-words.ts";
 import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget } from "./pipeline.ts";
 import { isMismatch } from "./session/binding.ts";
-import { type CookieNote, type PresentedCookie, TOKEN_LENGTH, VALUE_LENGTH } from "./session/cookie.ts";
+import type { CookieNote, PresentedCookie } from "./session/cookie.ts";
 import { DryLookup, type Sighting } from "./session/dry-lookup.ts";
 import { NearCache } from "./session/near-cache.ts";
 import { decide } from "./session/policy.ts";
@@ -49,9 +57,6 @@ export interface ExplainerOptions {
   readonly store: Pick<SessionStore, "kind" | "find" | "peek" | "watch">;
   readonly ephemeralSecret: boolean;
 }
-
-/** Routes that were not chosen and are named all the same. */
-const MAX_OTHER_ROUTES = 20;
 
 /** Says what would become of a request, and why, with the very functions that requests go through. */
 export function createExplainer(options: ExplainerOptions): Explainer {
@@ -84,7 +89,7 @@ async function explainAsked(
 
 /** An exchange that keeps the name of every header that was taken out, and is never shown to the observer. */
 class NotedExchange extends Exchange {
-  readonly noted: { readonly name: string; readonly stripClass: StripClass }[] = [];
+  readonly noted: NotedHeader[] = [];
 
   override countStripped(stripClass: StripClass, name: string): void {
     super.countStripped(stripClass, name);
@@ -211,10 +216,9 @@ class Replay {
       this.#tell("cookie", `none named ${name}`, needless, similarCookies(name, head.cookie));
       return;
     }
-    const seen = notes.map((note, index) => shapeOf(note, notes.length > 1 ? `the ${ordinal(index + 1)} ` : ""));
     const count = more.length === 0 ? "one" : String(notes.length);
     const badShape = cookie.verdict === "bad-shape";
-    this.#tell("cookie", `${count} named ${name}`, !badShape, seen);
+    this.#tell("cookie", `${count} named ${name}`, !badShape, shapesOf(notes));
     if (badShape) return;
     const signed = notes.filter(({ verdict }) => verdict === "valid" || verdict === "bad-signature");
     for (const note of signed) this.#tellSignature(note, cookie.verdict === "valid");
@@ -334,7 +338,7 @@ class Replay {
     const { identity } = this.#gate;
     const { identified, handle } = this.#exchange;
     const detail = identity.sources.map(([name, source]) => {
-      const value = fields[fields.lastIndexOf(name) + 1] ?? "";
+      const value = valueIn(fields, name);
       if (source === "handle") return `${name}: ${value === "" ? "empty" : (handle ?? "")}`;
       if (value !== "") return `${name}: ${counted(value.length, "character")} from ${source}`;
       const there = session !== undefined && valueAt(session, parsePointer(source)) !== undefined;
@@ -384,91 +388,4 @@ function answered(
     ...(advice !== undefined && { advice }),
     wouldAnswer: { status, ...(error && { error }), ...(location !== undefined && { location }) },
   };
-}
-
-const WHY_NOT: Readonly<Record<Exclude<ConsideredRoute["verdict"], "chosen">, string>> = {
-  "less-specific": "matches too, and another is more specific",
-  "part-of-segment": "not this one: the path goes on within a segment, and prefixes match whole segments",
-  "other-path": "another path",
-  "other-host": "another host",
-};
-
-/** The routes that were not chosen, the closest first. */
-function othersConsidered(considered: readonly ConsideredRoute[]): readonly string[] {
-  const order = Object.keys(WHY_NOT);
-  const others = considered
-    .flatMap(({ route, verdict }) => (verdict === "chosen" ? [] : [{ id: route.id, verdict }]))
-    .sort((a, b) => order.indexOf(a.verdict) - order.indexOf(b.verdict));
-  const lines = others.slice(0, MAX_OTHER_ROUTES).map(({ id, verdict }) => `${id}: ${WHY_NOT[verdict]}`);
-  return others.length > lines.length ? [...lines, `and ${others.length - lines.length} more`] : lines;
-}
-
-function shapeOf({ verdict, length, plausible }: CookieNote, which: string): string {
-  if (verdict === "ignored") return `${which}is not looked at: so many come before it`;
-  const odd = plausible
-    ? ""
-    : "; it holds characters that none of ours has: quotes, or what is left of another encoding";
-  if (verdict !== "bad-shape")
-    return `${which}has the shape of ours: an id of ${TOKEN_LENGTH} characters, a dot, a signature${odd}`;
-  if (length === 0) return `${which}is empty`;
-  if (length !== VALUE_LENGTH)
-    return `${which}has ${counted(length, "character")}, one of ours ${VALUE_LENGTH}: an id of ${TOKEN_LENGTH}, a dot, a signature${odd}`;
-  return `${which}has no dot behind an id of ${TOKEN_LENGTH} characters${odd}`;
-}
-
-/** A cookie that is nearly named like ours: after a change of the name, or without its prefix over plain HTTP. */
-function similarCookies(name: string, header = ""): readonly string[] {
-  const bare = (text: string) => text.toLowerCase().replace(/^__(host|secure)-/, "");
-  const names = header.split(";").map((pair) => pair.split("=", 1)[0]?.trim() ?? "");
-  const similar = names.filter((other) => other !== name && bare(other) === bare(name));
-  return [...new Set(similar)].map((other) => `there is one named ${other}, which is another cookie`);
-}
-
-function chosenAmong({ outcome, key, keys = [] }: Resolution): string {
-  if (outcome === "hit" && key !== undefined) return `${handleOf(key)} is the one that lives, and is meant`;
-  if (outcome !== "ambiguous") return `none of them lives: ${SESSION_FINDINGS[outcome]}`;
-  return `${keys.map(handleOf).join(" and ")} live, and none is believed: one may have been planted`;
-}
-
-function ordinal(place: number): string {
-  return ["first", "second", "third", "fourth"][place - 1] ?? `${place}th`;
-}
-
-function shown(path: string): string {
-  return path.length > 200 ? `${path.slice(0, 199)}…` : path;
-}
-
-/** Names in lower case, each once. */
-function namesIn(fields: readonly string[]): readonly string[] {
-  return [...new Set(fields.filter((_, i) => i % 2 === 0).map((name) => name.toLowerCase()))];
-}
-
-const OTHER_REASONS: Readonly<Record<string, string>> = {
-  expect: "Coatcheck answers it itself",
-  cookie: "nothing but the session cookie was in it",
-  "max-forwards": "it is for OPTIONS and TRACE",
-  tracestate: "only a proxy in listen.trustedProxies may say it, beside a sound traceparent",
-  baggage: "only a proxy in listen.trustedProxies may say it",
-};
-
-/** What of the client's head does not go on: what was noted, and what is meant for this connection alone. */
-function removedHeaders(
-  raw: readonly string[],
-  fields: readonly string[],
-  noted: NotedExchange["noted"],
-  cookie: PresentedCookie,
-): readonly RemovedHeader[] {
-  const removed = new Map<string, RemovedHeader>();
-  for (const { name, stripClass } of noted) removed.set(name.toLowerCase(), { name, why: REMOVAL_REASONS[stripClass] });
-  const sent = new Set(namesIn(fields));
-  for (let i = 0; i < raw.length; i += 2) {
-    const name = raw[i] ?? "";
-    const lower = name.toLowerCase();
-    if (removed.has(lower) || sent.has(lower)) continue;
-    const why = HOP_BY_HOP.has(lower) ? "it is for this connection" : (OTHER_REASONS[lower] ?? "Connection lists it");
-    removed.set(lower, { name, why });
-  }
-  const cut = [...removed.values()].map(({ name, why }) => ({ name: name.slice(0, 64), why }));
-  const hasOthers = cookie.verdict !== "absent" && cookie.others !== undefined;
-  return hasOthers ? [...cut, { name: "Cookie", why: "of it only the session cookie; the others go on" }] : cut;
 }
