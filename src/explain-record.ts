@@ -4,6 +4,7 @@ import type { RouteTable } from "./core/routes.ts";
 import {
   adviceFor,
   COOKIE_FINDINGS,
+  END_FINDINGS,
   type Facts,
   notAsked,
   policyFinding,
@@ -66,7 +67,8 @@ function tellSession({ session, timings }: ExchangeRecord, facts: Facts, tell: T
   const took = resolveStarted === undefined || resolved === undefined ? [] : [`after ${ms(resolved - resolveStarted)}`];
   const handle = session.handle === undefined ? "" : `${session.handle}: `;
   const fine = outcome === "hit" || outcome === "not-asked";
-  tell("session", `${handle}${SESSION_FINDINGS[outcome]}${source}`, fine, took);
+  const end = session.logout && END_FINDINGS[session.logout];
+  tell("session", `${handle}${SESSION_FINDINGS[outcome]}${source}`, fine, end === undefined ? took : [...took, end]);
 }
 
 const SOURCES = {

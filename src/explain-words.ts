@@ -1,4 +1,11 @@
-import type { CookieVerdict, PolicyDecision, SessionOutcome, SessionSource, StripClass } from "./core/exchange.ts";
+import type {
+  CookieVerdict,
+  LogoutReason,
+  PolicyDecision,
+  SessionOutcome,
+  SessionSource,
+  StripClass,
+} from "./core/exchange.ts";
 import type { Route } from "./core/routes.ts";
 import type { Unreadable } from "./core/session.ts";
 import type { CookieSettings } from "./session/cookie.ts";
@@ -18,6 +25,8 @@ export interface Verdict {
   readonly source: SessionSource | undefined;
   readonly cookie: CookieVerdict;
   readonly decision: PolicyDecision;
+  /** Why a cookie of ours was of no use. */
+  readonly logout?: LogoutReason | undefined;
   /** Whether somebody is signed in to it. */
   readonly hasUser: boolean;
   /** With the outcome `malformed` of a store. */
@@ -59,6 +68,15 @@ const UNREADABLE_ADVICE: Readonly<Record<Unreadable, string>> = {
   damaged:
     "find out what else writes under these keys (another program, another prefix, a restored dump); the visitor gets a new session by signing in again",
 };
+
+/** What this gateway knows of the end of a session that is not there. */
+export const END_FINDINGS: Readonly<Partial<Record<LogoutReason, string>>> = {
+  ended: "somebody has ended it: a logout, an operator, or session.maxPerUser",
+  lost: "nobody has told this gateway of its end: the store has lost it, or it ended before this gateway was there",
+};
+
+const ENDED_ADVICE =
+  "the log lines session.ended, session.revoked and session.evicted with this handle say who ended it, on whichever instance it was";
 
 /** Why a header of the client does not go on. */
 export const REMOVAL_REASONS: Readonly<Record<StripClass, string>> = {
@@ -144,8 +162,11 @@ export function adviceFor(verdict: Verdict, facts: Facts, route: Route): string 
         ? UNREADABLE_ADVICE[verdict.unreadable ?? "damaged"]
         : cookieAdvice(verdict, facts);
     case "unknown":
-      return "it was ended (a logout, an operator, session.maxPerUser) or lost: look for a log line session.ended, session.revoked or session.evicted with this handle; without one ask whether the store was emptied, evicts keys, or is another one than where people sign in (coatcheck check --store)";
+      return verdict.logout === "ended"
+        ? ENDED_ADVICE
+        : `${ENDED_ADVICE}; if there is none, ask whether the store was emptied, evicts keys, or is another one than where people sign in (coatcheck check --store)`;
     case "expired":
+      if (verdict.logout === "ended") return ENDED_ADVICE;
       return "if it should have lived longer, raise the timeout that ended it: session.idleTimeout or session.absoluteTimeout";
     case "newer":
       return "a later version has written to this store: run that version, or let the sessions end";

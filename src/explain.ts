@@ -34,6 +34,7 @@ import { bindingStep, cacheStep, expiryStep, storeStep } from "./explain-session
 import {
   adviceFor,
   counted,
+  END_FINDINGS,
   type Facts,
   notAsked,
   policyFinding,
@@ -167,9 +168,12 @@ class Replay {
     this.#tellSession(resolved);
     const resolution = this.#hold(resolved, head);
     if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
+    const logout = gate.logouts.reasonFor(cookie, resolution);
+    const end = logout && END_FINDINGS[logout];
+    if (end !== undefined) this.#tell("session", end, false);
 
     const decision = decide(route, resolution, exchange.method, head);
-    const verdict = this.#verdict(cookie, resolution, decision);
+    const verdict = { ...this.#verdict(cookie, resolution, decision), logout };
     const passes = decision === "identified" || decision === "anonymous";
     this.#tell("policy", policyFinding(route, verdict), passes);
     if (!passes) return this.#turnedAway(route, verdict, resolution);

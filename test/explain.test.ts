@@ -190,7 +190,8 @@ t.test("a session without a user, an unknown one, a route without sessions", asy
   t.match(visitor.advice, /X-Session-Start/);
   const unknown = await explain(gateway, { url, headers: [`Cookie: ${ticket().cookie}`] });
   t.match(said(unknown, "store"), /the store does not know this id/);
-  t.match(unknown.advice, /^it was ended .* or lost/);
+  t.match(said(unknown, "session"), /^nobody has told this gateway of its end: the store has lost it/);
+  t.match(unknown.advice, /^the log lines .* if there is none, ask whether the store was emptied/);
   const none = await explain(gateway, { url: "/none", headers: ["Host: a", `Cookie: ${pair}`] });
   t.same(wrong(none), []);
   t.match(none.conclusion, /without a user: the route does not ask for sessions\.$/);
@@ -531,7 +532,12 @@ t.test("a recorded exchange, in the same words", async (t) => {
   t.match(refused.conclusion, /^Coatcheck answered 401 and forwarded nothing: its cookie is none of ours\.$/);
   const lost = await traced("/required", { cookie: ticket().cookie });
   t.match(said(lost, "session"), /the store does not know this id \(in the store\)/);
-  t.match(lost.advice, /^it was ended/);
+  t.match(said(lost, "session"), /nobody has told this gateway of its end/);
+  const end = await ask(`${gateway.url}/end`, { method: "POST", headers: { cookie: pair }, body: "this" });
+  t.equal(end.status, 200);
+  const ended = await explain(gateway, { url, headers: [`Cookie: ${pair}`] });
+  t.match(said(ended, "session"), /^somebody has ended it: a logout, an operator/);
+  t.match(ended.advice, /^the log lines session\.ended.* say who ended it/);
   const dead = await traced("/dead", {});
   t.match(dead.conclusion, /the client got 502 \(connection_refused: /);
   t.match(dead.advice, /^look at the application and at the log lines of trace [0-9a-f]{32}$/);
