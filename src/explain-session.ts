@@ -79,7 +79,7 @@ export function storeStep(sighting: Sighting, kind: string): ExplanationStep {
     step: "store",
     finding,
     ...(detail.length > 0 && { detail }),
-    ok: store.outcome === "hit" && slow.length === 0,
+    ok: store.outcome === "hit",
   };
 }
 

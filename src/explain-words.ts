@@ -220,7 +220,7 @@ const LAST_TIME = 8.64e15;
 
 /** `2026-05-01 12:00:00 UTC` */
 export function timeInWords(at: number): string {
-  if (Math.abs(at) > LAST_TIME) return "no date";
+  if (!(Math.abs(at) <= LAST_TIME)) return "no date";
   return `${new Date(at).toISOString().slice(0, 19).replace("T", " ")} UTC`;
 }
 

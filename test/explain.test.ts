@@ -550,3 +550,22 @@ t.test("a recorded exchange, in the same words", async (t) => {
   t.equal(reply.status, 404);
   t.match(JSON.parse(reply.body).error, /no exchange with this trace id is recorded/);
 });
+
+t.test("a store of somebody else: what its peek tells is checked, and without one find is asked", async (t) => {
+  const { key, cookie: pair } = ticket();
+  const about = async (peek: unknown) => {
+    const store = Object.assign(new MemoryStore(), { peek });
+    store.create(key, sessionOf());
+    const gateway = await startGateway(t, { routes, session: { cookie } }, { store });
+    return explain(gateway, { url, headers: [`Cookie: ${pair}`] });
+  };
+  t.equal((await about(undefined)).wouldForward?.user, "7");
+  t.match(said(await about(() => "nonsense"), "store"), /cannot be read/);
+  t.match(said(await about(() => ({ outcome: "expired", session: { user: 7 } })), "store"), /it has ended$/);
+  t.match(said(await about(() => ({ outcome: "malformed", unreadable: "so" })), "store"), /cannot be read$/);
+  const thrown = await about(() => {
+    throw new Error("redis://user:PLANTED@host is away");
+  });
+  t.equal(thrown.wouldAnswer?.status, 503);
+  t.notMatch(JSON.stringify(thrown), /PLANTED/);
+});

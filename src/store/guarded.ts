@@ -217,7 +217,7 @@ function readPeek(answer: unknown): Peek {
   if (found.outcome === "hit" || !isJsonObject(answer)) return found;
   const { session, unreadable } = answer as unknown as Peek;
   return {
-    ...found,
+    outcome: found.outcome,
     ...(session !== undefined && isSession(session) && { session }),
     ...(unreadable !== undefined && UNREADABLE.includes(unreadable) && { unreadable }),
   };
