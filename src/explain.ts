@@ -43,6 +43,9 @@ import {
   secretFinding,
   type Verdict,
 } from "./explain-words.ts";
+import type { Observer } from "./observe/observer.ts";
+import type { ExchangeRecord } from "./observe/record.ts";
+import { RING_NAMES } from "./observe/recorder.ts";
 import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget } from "./pipeline.ts";
 import { isMismatch } from "./session/binding.ts";
 import type { CookieNote, PresentedCookie } from "./session/cookie.ts";
@@ -66,13 +69,21 @@ export function createExplainer(options: ExplainerOptions): Explainer {
   return {
     request: (asked) => explainAsked(options, facts, asked),
     trace: (traceId) => {
-      const records = gate.observer.recorder.byTrace(traceId);
+      const records = recordsOf(gate.observer, traceId);
       const [record] = records;
       if (record === undefined)
         return { problem: "no exchange with this trace id is recorded: it was overwritten, or met another instance" };
       return explainRecord(record, records.length, gate.routes, facts);
     },
   };
+}
+
+/** Each exchange of a trace that is kept in any ring, newest first. */
+function recordsOf({ recorder, watches }: Observer, traceId: string): readonly ExchangeRecord[] {
+  const found = new Map<string, ExchangeRecord>();
+  for (const records of [...RING_NAMES.map((ring) => recorder.records(ring)), watches.records()])
+    for (const record of records) if (record.traceId === traceId) found.set(record.spanId, record);
+  return [...found.values()].sort((a, b) => Date.parse(b.time) - Date.parse(a.time));
 }
 
 async function explainAsked(

@@ -569,3 +569,22 @@ t.test("a store of somebody else: what its peek tells is checked, and without on
   t.equal(thrown.wouldAnswer?.status, 503);
   t.notMatch(JSON.stringify(thrown), /PLANTED/);
 });
+
+t.test("a trace of several exchanges: the newest, also when only a watch has kept it", async (t) => {
+  const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+  const observe = { recorder: { exchanges: 0, slow: 0, errors: 0 } };
+  const { gateway, pair } = await begin(t, { listen, observe });
+  const watched = await ask(`${gateway.adminUrl}/debug/watch`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ user: "7", for: "1m" }),
+  });
+  t.match(watched.status, /^20/);
+  const trace = "a".repeat(32);
+  const headers = { cookie: pair, traceparent: `00-${trace}-${"b".repeat(16)}-01` };
+  for (const path of ["/required/1", "/required/2"]) await ask(gateway.url + path, { headers });
+  await until(async () => (await gateway.exchanges("watch")).length === 2);
+  const explanation = await explain(gateway, { trace });
+  t.match(said(explanation, "record"), /2 exchanges of this trace are recorded; this is the newest/);
+  t.match(said(explanation, "request"), /\/required\/2$/);
+});

@@ -41,15 +41,6 @@ export class Recorder {
   list(ring: RingName, limit: number): ExchangeRecord[] {
     return this.#rings[ring].newestFirst(limit).map(renderRecord);
   }
-
-  /** @returns what is kept of a trace, in whatever ring, newest first. */
-  byTrace(traceId: string): ExchangeRecord[] {
-    const found = new Set<Exchange>();
-    for (const ring of Object.values(this.#rings))
-      for (const exchange of ring.newestFirst(Number.POSITIVE_INFINITY))
-        if (exchange.traceId === traceId) found.add(exchange);
-    return [...found].sort((a, b) => b.startedAt - a.startedAt).map(renderRecord);
-  }
 }
 
 /** A fixed number of places, the oldest overwritten. */
