@@ -3,6 +3,7 @@ import { check } from "./cli-check.ts";
 import { runDemo } from "./cli-demo.ts";
 import { runDump } from "./cli-dump.ts";
 import { runExchanges } from "./cli-exchanges.ts";
+import { runExplain } from "./cli-explain.ts";
 import { runObserve } from "./cli-observe.ts";
 import { runProfile } from "./cli-profile.ts";
 import { reloadOnSignal } from "./cli-reload.ts";
@@ -22,6 +23,7 @@ Usage:
   coatcheck [serve] --upstream URL       serve one application, without a file
   coatcheck check --config FILE          check the file, print the effective configuration
   coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
+  coatcheck explain --help               why a request is treated as it is
   coatcheck sessions --help              list, look at, end, migrate and sweep sessions
   coatcheck top --help                   what a running gateway does now, on a terminal
   coatcheck dump --help                  take along everything that a running gateway knows, and read it
@@ -65,6 +67,7 @@ export async function run(args: readonly string[], environment: Environment): Pr
 
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
   const [first, ...others] = args;
+  if (first === "explain") return runExplain(others, environment);
   if (first === "sessions") return runSessions(others, environment);
   if (first === "top") return runTop(others, environment);
   if (first === "dump") return runDump(others, environment);
@@ -93,7 +96,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       return check(values.config === undefined ? [] : ["--config", values.config], environment);
     default:
       throw new UsageError(
-        `unknown command "${command}"; known: serve, check, demo, top, sessions, exchanges, watch, observe, dump, profile`,
+        `unknown command "${command}"; known: serve, check, demo, explain, top, sessions, exchanges, watch, observe, dump, profile`,
       );
   }
 }

@@ -13,6 +13,7 @@ import { RouteTable } from "./core/routes.ts";
 import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
+import { createExplainer } from "./explain.ts";
 import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
@@ -147,6 +148,7 @@ export class Gateway {
       isDraining: gate.isDraining,
       checkStore: () => store.check(),
       probeStore: () => probeStore(store, now),
+      explainer: createExplainer({ gate, store: plainStore, ephemeralSecret: session.ephemeralSecret }),
       sessions: createSessionAdministration({
         store,
         onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),

@@ -1,4 +1,4 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer, type IncomingMessage, type Server, type ServerOptions, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { type Conversation, LINGER_MS, problemBody } from "./answers.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
@@ -31,20 +31,25 @@ interface Connection {
   refusal: Refusal | undefined;
 }
 
+/** How node reads messages here. */
+export const HTTP_OPTIONS: ServerOptions = {
+  maxHeaderSize: MAX_HEAD_BYTES,
+  headersTimeout: HEADERS_TIMEOUT_MS,
+  requestTimeout: 0,
+  keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+  requireHostHeader: false, // checked with the rest of the target, where it gets a reason
+  insecureHTTPParser: false,
+  joinDuplicateHeaders: false,
+  // A request that announces no content has none: node need not play the life of a stream for it.
+  optimizeEmptyRequests: true,
+};
+
+export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
+
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
 export function createListener(gate: Gate): Server {
   const connections = new WeakMap<Socket, Connection>();
-  const server = createServer({
-    maxHeaderSize: MAX_HEAD_BYTES,
-    headersTimeout: HEADERS_TIMEOUT_MS,
-    requestTimeout: 0,
-    keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
-    requireHostHeader: false, // checked with the rest of the target, where it gets a reason
-    insecureHTTPParser: false,
-    joinDuplicateHeaders: false,
-    // A request that announces no content has none: node need not play the life of a stream for it.
-    optimizeEmptyRequests: true,
-  });
+  const server = createServer(HTTP_OPTIONS);
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
 
   const connectionOf = (socket: Socket): Connection => {
@@ -101,9 +106,8 @@ export function createListener(gate: Gate): Server {
     // Node has let go of this socket: without a listener its error would end the process.
     socket.on("error", () => socket.destroy());
     const connection = connectionOf(socket);
-    const refusal = { status: 405, message: "CONNECT is not forwarded" };
-    if (connection.running.size > 0) connection.refusal = refusal;
-    else refuse(gate, socket, connection, refusal);
+    if (connection.running.size > 0) connection.refusal = CONNECT_REFUSAL;
+    else refuse(gate, socket, connection, CONNECT_REFUSAL);
   });
   server.on("clientError", (error: ClientError, socket: Socket) => {
     const connection = connectionOf(socket);

@@ -4,7 +4,7 @@ import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
 import { onBehalfOf } from "./core/on-behalf.ts";
-import { clientAddressOf, type TrustedProxies } from "./core/peer.ts";
+import { clientAddressOf, type Peer, type TrustedProxies } from "./core/peer.ts";
 import { type HeaderRules, type RequestHead, readRequestHead } from "./core/request-head.ts";
 import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
 import type { ResponseHead, ResponseHeaderRules } from "./core/response-head.ts";
@@ -57,8 +57,11 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       exchange.clientAddress = clientAddressOf(peer, head.forwardedFor, gate.trusted);
     }
     joinTrace(gate, exchange, head);
-    const target = readTarget(conversation, head);
-    if (answeredHere(conversation, target, head)) return;
+    const target = readTarget(req.url ?? "", exchange, head);
+    if (isForGateway(exchange, target, head)) {
+      answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
+      return;
+    }
 
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
@@ -84,11 +87,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       resolution.key !== undefined &&
       gate.toucher.used(resolution.key, resolution.session) !== undefined;
 
-    const fields = upstreamFields(head, target, cookie.others, peer, exchange);
-    exchange.identified = gate.identity.inject(fields, resolution, exchange.handle);
-    if (resolution.staleMs !== undefined) {
-      fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
-    }
+    const fields = fieldsFor(gate, head, target, cookie, resolution, peer, exchange);
     if (exchange.capture !== undefined) exchange.capture.forwarded = maskFields(fields);
     send(gate, conversation, route, head, target, fields, resolution, slides);
   } catch (error) {
@@ -108,21 +107,22 @@ function joinTrace(gate: Gate, exchange: Exchange, head: RequestHead): void {
   exchange.sampled = parent.sampled;
 }
 
-function readTarget({ req, exchange }: Conversation, head: RequestHead): RequestTarget {
-  const url = req.url ?? "";
+export function readTarget(url: string, exchange: Exchange, head: RequestHead): RequestTarget {
   // What is no plain path may hold a password or a fragment; it is shown once it has been read.
   if (url.startsWith("/")) exchange.setPath(url.split(/[?#]/, 1)[0] ?? "");
-  const target = readRequestTarget(exchange.method, url, head.host, req.httpVersion);
+  const target = readRequestTarget(exchange.method, url, head.host, exchange.httpVersion);
   exchange.setPath(target.path);
   exchange.host = target.hostname;
   // RFC 9112 §6.1: an HTTP/1.0 recipient does not know what a chunk is, so its sender cannot have meant it.
-  if (head.chunked && req.httpVersion === "1.0") throw badRequest("Transfer-Encoding in HTTP/1.0");
+  if (head.chunked && exchange.httpVersion === "1.0") throw badRequest("Transfer-Encoding in HTTP/1.0");
   return target;
 }
 
-/** Requests that are for the gateway itself: `OPTIONS *`, the last hop of an `OPTIONS`, and `TRACE`. */
-function answeredHere(conversation: Conversation, target: RequestTarget, head: RequestHead): boolean {
-  const { exchange } = conversation;
+/**
+ * Whether a request is for the gateway itself: `OPTIONS *`, and the last hop of an `OPTIONS`.
+ * @throws ProxyError `http_request_error` (400, 405, 417) for `TRACE`, and what would have to be done by whoever answers.
+ */
+export function isForGateway(exchange: Exchange, target: RequestTarget, head: RequestHead): boolean {
   // It would send back the cookies that this gateway is there to hide (RFC 9110 §9.3.8).
   if (exchange.method === "TRACE") throw badRequest("TRACE is not forwarded", 405);
   if (head.expect !== undefined && head.expect.toLowerCase() !== "100-continue") {
@@ -131,9 +131,7 @@ function answeredHere(conversation: Conversation, target: RequestTarget, head: R
   if (exchange.method !== "OPTIONS") return false;
   if (head.maxForwards !== undefined && !/^\d{1,9}$/.test(head.maxForwards))
     throw badRequest("an invalid Max-Forwards");
-  if (target.pathAndQuery !== "*" && head.maxForwards !== "0") return false;
-  answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
-  return true;
+  return target.pathAndQuery === "*" || head.maxForwards === "0";
 }
 
 function resolve(
@@ -161,16 +159,21 @@ async function pending<T>(exchange: Exchange, answer: Promise<T>): Promise<T> {
 
 /** A session that is used by another client than it was begun by is counted, and not believed if so configured. */
 function hold(gate: Gate, resolution: Resolution, head: RequestHead, exchange: Exchange): Resolution {
-  const { session, key, source } = resolution;
+  const { session, key } = resolution;
   if (session === undefined || key === undefined) return resolution;
   if (!isMismatch(gate.binding.to, session, clientOf(head, exchange))) return resolution;
   exchange.handle = handleOf(key);
   const denied = gate.binding.onMismatch === "deny";
   gate.observer.sessionEvent("mismatch", exchange, { bind: gate.binding.to, denied });
-  return !denied ? resolution : { outcome: "mismatch", key, ...(source && { source }) };
+  return denied ? mismatched(resolution) : resolution;
 }
 
-function clientOf(head: RequestHead, exchange: Exchange): SessionClient {
+/** What is left of a session that is not believed, because another client uses it. */
+export function mismatched({ key, source }: Resolution): Resolution {
+  return { outcome: "mismatch", ...(key && { key }), ...(source && { source }) };
+}
+
+export function clientOf(head: RequestHead, exchange: Exchange): SessionClient {
   return {
     address: exchange.clientAddress,
     userAgent: (head.userAgent ?? "").slice(0, MAX_USER_AGENT_LENGTH).toWellFormed(),
@@ -189,6 +192,24 @@ function note(gate: Gate, exchange: Exchange, cookie: PresentedCookie, resolutio
     const reason = expiryReason(resolution.life, gate.lifecycle.expiry);
     gate.observer.sessionEvent("expired", exchange, { reason });
   }
+}
+
+/** The header section for upstream. */
+export function fieldsFor(
+  gate: Pick<Gate, "identity">,
+  head: RequestHead,
+  target: RequestTarget,
+  cookie: PresentedCookie,
+  resolution: Resolution,
+  peer: Peer,
+  exchange: Exchange,
+): string[] {
+  const fields = upstreamFields(head, target, cookie.others, peer, exchange);
+  exchange.identified = gate.identity.inject(fields, resolution, exchange.handle);
+  if (resolution.staleMs !== undefined) {
+    fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
+  }
+  return fields;
 }
 
 /** Nobody passes here without a session, or nobody can tell because the store is away. */

@@ -132,6 +132,11 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["?ring=watch", 200],
     ["?limit=0", 400],
   ],
+  "POST /debug/explain": [
+    ["", 200, '{"url":"http://localhost/","headers":{"cookie":"session=x"}}'],
+    ["", 400, '{"url":"nonsense"}'],
+    ["", 400, "{}"],
+  ],
   "GET /sessions": [
     ["?user=1", 200],
     ["?user=nobody", 200],

@@ -11,6 +11,7 @@ import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { SessionAdministration, StoreReport } from "../core/administration.ts";
 import { ProxyError } from "../core/errors.ts";
+import type { Explainer } from "../core/explanation.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { Observer } from "../observe/observer.ts";
 import { Profiler } from "../observe/profiler.ts";
@@ -30,6 +31,7 @@ import {
   readQuery,
 } from "./endpoint.ts";
 import { exchangesEndpoint } from "./exchanges.ts";
+import { explainEndpoint } from "./explain.ts";
 import { answerMalformed } from "./malformed.ts";
 import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
@@ -49,6 +51,7 @@ export interface AdminOptions {
   readonly takeDump: () => Promise<TakenDump>;
   /** PEM; absent: HTTP without TLS. */
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
+  readonly explainer: Explainer;
 }
 
 const MAX_BODY_BYTES = 64 * 1024;
@@ -166,13 +169,14 @@ function isCrossSite({ origin, host, "sec-fetch-site": site }: IncomingHttpHeade
 }
 
 function adminEndpoints(options: AdminOptions): Endpoints {
-  const { token, observer, version, isDraining, checkStore, probeStore, sessions, takeDump } = options;
+  const { token, observer, version, isDraining, checkStore, probeStore, sessions, explainer, takeDump } = options;
   const endpoints = new Map<string, Endpoint>();
   for (const [path, endpoint] of [
     ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
     observeEndpoint(observer.settings),
+    explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
     storeCheckEndpoint(probeStore),
     dumpEndpoint(takeDump),

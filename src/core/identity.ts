@@ -31,12 +31,15 @@ const NO_NAMES: readonly string[] = [];
 /** The headers that tell upstream who is asking: always all of them, empty where there is no value. */
 export class IdentityHeaders {
   readonly names: readonly string[];
+  /** Where each value comes from: `handle`, or a JSON pointer. */
+  readonly sources: readonly (readonly [name: string, source: string])[];
   readonly #headers: readonly IdentityHeader[];
   /** The lists that `inject` gives back; sessions look alike, so a handful serves all requests. */
   readonly #nameLists = new Map<number, readonly string[]>();
 
   /** @param sources header name → `handle`, or a JSON pointer into `{user, data, createdAt, expiresAt}`. */
   constructor(sources: Readonly<Record<string, string>>) {
+    this.sources = Object.entries(sources);
     this.#headers = Object.entries(sources).map(([name, source]) => ({
       name,
       pointer: source === "handle" ? undefined : parsePointer(source),

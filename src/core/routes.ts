@@ -22,13 +22,32 @@ export interface Route {
   readonly index: number;
 }
 
+/** What became of a route when one was chosen. */
+export interface ConsideredRoute {
+  readonly route: Route;
+  /**
+   * `less-specific`: it matches, and another one has the host of the request or a longer path. `part-of-segment`: its path
+   * is a beginning of the request's, and ends within a segment.
+   */
+  readonly verdict: "chosen" | "less-specific" | "other-host" | "other-path" | "part-of-segment";
+}
+
+export interface RouteChoice {
+  /** In the order of the configuration. */
+  readonly considered: readonly ConsideredRoute[];
+  /** The loosest readings of the path, where they differ from it, and the route that each belongs to; `undefined`: too many meanings. */
+  readonly readings: readonly { readonly path: string; readonly route: Route | undefined }[] | undefined;
+}
+
 /** Chooses the route: most specific host, then longest path. */
 export class RouteTable {
+  readonly #routes: readonly Route[];
   readonly #exact: PrefixTable;
   /** The same with prefixes in lower case, for the loosest reading of a path. */
   readonly #loose: PrefixTable;
 
   constructor(routes: readonly Route[]) {
+    this.#routes = routes;
     this.#exact = new PrefixTable(routes, (route) => route.prefix);
     this.#loose = new PrefixTable(routes, (route) => route.prefix.toLowerCase());
   }
@@ -51,6 +70,32 @@ export class RouteTable {
     }
     return route;
   }
+
+  /** Why `match` chooses what it does, or refuses to: for an operator. */
+  explain(host: string, path: string): RouteChoice {
+    const chosen = this.#exact.find(host, path);
+    const readings = loosestReadings(path);
+    return {
+      considered: this.#routes.map((route) => ({ route, verdict: verdictOn(route, chosen, host, path) })),
+      readings:
+        readings &&
+        [...new Set(readings)]
+          .filter((reading) => reading !== path)
+          .map((reading) => ({ path: reading, route: this.#loose.find(host, reading) })),
+    };
+  }
+
+  /** @param id of a route, as records have it. */
+  byId(id: string): Route | undefined {
+    return this.#routes.find((route) => route.id === id);
+  }
+}
+
+function verdictOn(route: Route, chosen: Route | undefined, host: string, path: string): ConsideredRoute["verdict"] {
+  if (route === chosen) return "chosen";
+  if (route.host !== undefined && route.host !== host) return "other-host";
+  if (isPrefix(route.prefix, path)) return "less-specific";
+  return path.startsWith(route.prefix) ? "part-of-segment" : "other-path";
 }
 
 interface Prefixed {
@@ -82,12 +127,16 @@ class PrefixTable {
   }
 }
 
-/** By whole segments: `/admin` is a prefix of `/admin` and `/admin/x`, not of `/administrator`. */
 function longestPrefix(routes: readonly Prefixed[], path: string): Route | undefined {
   for (let i = 0; i < routes.length; i++) {
     const { prefix, route } = routes[i] as Prefixed;
-    if (!path.startsWith(prefix)) continue;
-    if (prefix.length === path.length || prefix.length === 0 || path.charCodeAt(prefix.length) === 0x2f) return route;
+    if (isPrefix(prefix, path)) return route;
   }
   return undefined;
+}
+
+/** By whole segments: `/admin` is a prefix of `/admin` and `/admin/x`, not of `/administrator`. */
+function isPrefix(prefix: string, path: string): boolean {
+  if (!path.startsWith(prefix)) return false;
+  return prefix.length === path.length || prefix.length === 0 || path.charCodeAt(prefix.length) === 0x2f;
 }

@@ -74,6 +74,21 @@ export const NEWER: FindResult = { outcome: "newer" };
 /** What happens to a session in the course of a request. */
 export type SessionEvent = "created" | "rotated" | "ended" | "expired" | "evicted" | "mismatch";
 
+/** Why a session cannot be read: encrypted with a key that is not configured, in the clear where that is refused, or broken. */
+export const UNREADABLE = ["unknown-key", "not-encrypted", "damaged"] as const;
+export type Unreadable = (typeof UNREADABLE)[number];
+
+/** What a store makes of a key, with what an operator asks and a request does not. */
+export interface Peek {
+  readonly outcome: FindResult["outcome"];
+  /** Also one that has ended, for as long as it is kept. */
+  readonly session?: Session;
+  /** With the outcome `malformed`, where it can be told. */
+  readonly unreadable?: Unreadable;
+  /** Of two stores, the one that answered this. */
+  readonly place?: "primary" | "fallback";
+}
+
 /**
  * How long a store keeps an expired session, so that a returning visitor is counted as `expired` and not as
  * `unknown`: at 3 a.m. these are two different problems.

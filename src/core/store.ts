@@ -1,6 +1,6 @@
 import type { Json } from "./json.ts";
 import { REDIS_SCHEMES } from "./redis-url.ts";
-import type { AttributeChanges, FindResult, Session, SessionData, SessionKey } from "./session.ts";
+import type { AttributeChanges, FindResult, Peek, Session, SessionData, SessionKey } from "./session.ts";
 
 /** In-process stores answer at once, the others with a promise: a hit in SQLite should not cost one. */
 export type MaybePromise<T> = T | Promise<T>;
@@ -168,6 +168,11 @@ export interface SessionStore {
   readonly kind: string;
 
   find(key: SessionKey): MaybePromise<FindResult>;
+  /**
+   * What `find` would answer, for an operator who asks why: it changes nothing, and tells more. A store without it has its
+   * `find` asked.
+   */
+  peek?(key: SessionKey): MaybePromise<Peek>;
   /** Stores a new session. `conflict`: the key is taken, which for 256 random bits means that something is wrong. */
   create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict">;
   /**

@@ -1,4 +1,4 @@
-import { isIPv4 } from "node:net";
+import { isIPv4, isIPv6 } from "node:net";
 import type { Binding, Session, SessionClient } from "../core/session.ts";
 
 /** Hextets of an IPv6 address that stay the same in one household or company: /56 is rounded down to whole ones. */
@@ -15,6 +15,12 @@ export function isMismatch(binding: Binding, session: Session, client: SessionCl
   return (
     binding !== "user-agent" && bound.address !== client.address && prefixOf(bound.address) !== prefixOf(client.address)
   );
+}
+
+/** The network that an address is bound by, as people write it; what is no address is `unknown`. */
+export function networkOf(address: string): string {
+  if (isIPv4(address)) return `${prefixOf(address)}.0/24`;
+  return isIPv6(address) ? `${prefixOf(address)}::/48` : "unknown";
 }
 
 function prefixOf(address: string): string {

@@ -1,11 +1,11 @@
 import { createHmac, createSecretKey, hash, type KeyObject, randomBytes, timingSafeEqual } from "node:crypto";
 import type { CookieVerdict } from "../core/exchange.ts";
-import type { SessionKey } from "../core/session.ts";
+import { type Handle, handleOf, type SessionKey } from "../core/session.ts";
 
 /** 256 random bits as base64url, and the same for HMAC-SHA-256. */
-const TOKEN_LENGTH = 43;
+export const TOKEN_LENGTH = 43;
 const SIGNATURE_LENGTH = 43;
-const VALUE_LENGTH = TOKEN_LENGTH + 1 + SIGNATURE_LENGTH;
+export const VALUE_LENGTH = TOKEN_LENGTH + 1 + SIGNATURE_LENGTH;
 
 /** Cookies of the session cookie's name that are looked at in one request; the others are ignored. */
 const MAX_CANDIDATES = 4;
@@ -30,6 +30,19 @@ export interface PresentedCookie {
   readonly secret: number | undefined;
   /** The `Cookie` field for upstream: without the session cookie; `undefined` when nothing is left. */
   readonly others: string | undefined;
+}
+
+/** What was made of one cookie of the name, for an operator. */
+export interface CookieNote {
+  /** `ignored`: it came behind so many others that it was not looked at. */
+  readonly verdict: "valid" | "bad-shape" | "bad-signature" | "ignored";
+  /** Characters of its value. */
+  readonly length: number;
+  /** Whether it is made of the characters that a cookie of ours is made of. */
+  readonly plausible: boolean;
+  readonly handle?: Handle;
+  /** Which secret verified it. */
+  readonly secret?: number;
 }
 
 export interface IssuedCookie {
@@ -69,8 +82,16 @@ export class SessionCookie {
     this.#attributes = `; Path=${path}${domain === undefined ? "" : `; Domain=${domain}`}; HttpOnly${secure ? "; Secure" : ""}; SameSite=${sameSite}`;
   }
 
-  /** Takes the session cookie out of a `Cookie` field and verifies it. */
-  read(header: string | undefined): PresentedCookie {
+  /** What an operator may know of the settings. */
+  get facts(): Omit<CookieSettings, "secrets"> & { readonly secrets: number } {
+    return { ...this.#settings, secrets: this.#secrets.length };
+  }
+
+  /**
+   * Takes the session cookie out of a `Cookie` field and verifies it.
+   * @param notes where to write down what was made of each cookie of the name, for whom that is of interest.
+   */
+  read(header: string | undefined, notes?: CookieNote[]): PresentedCookie {
     const { name } = this.#settings;
     if (header === undefined || !header.includes(name)) {
       return { verdict: "absent", keys: NO_KEYS, secret: undefined, others: header };
@@ -90,10 +111,14 @@ export class SessionCookie {
       }
       next = to + 1;
     }
-    return this.#verifyAll(candidates, others === "" ? undefined : others);
+    return this.#verifyAll(candidates, others === "" ? undefined : others, notes);
   }
 
-  #verifyAll(candidates: readonly string[], others: string | undefined): PresentedCookie {
+  #verifyAll(
+    candidates: readonly string[],
+    others: string | undefined,
+    notes: CookieNote[] | undefined,
+  ): PresentedCookie {
     let verdict: CookieVerdict = "absent";
     let firstSecret: number | undefined;
     let unverified: SessionKey | undefined;
@@ -101,6 +126,7 @@ export class SessionCookie {
     for (const value of candidates.slice(0, MAX_CANDIDATES)) {
       if (value.length !== VALUE_LENGTH || value[TOKEN_LENGTH] !== ".") {
         if (verdict === "absent") verdict = "bad-shape";
+        notes?.push(noteOf("bad-shape", value));
         continue;
       }
       const token = value.slice(0, TOKEN_LENGTH);
@@ -109,12 +135,15 @@ export class SessionCookie {
       if (secret === undefined) {
         unverified ??= key;
         if (verdict !== "valid") verdict = "bad-signature";
+        notes?.push(noteOf("bad-signature", value));
         continue;
       }
       verdict = "valid";
       firstSecret ??= secret;
+      notes?.push({ ...noteOf("valid", value), handle: handleOf(key), secret });
       if (!keys.includes(key)) keys.push(key);
     }
+    if (notes !== undefined) for (const value of candidates.slice(MAX_CANDIDATES)) notes.push(noteOf("ignored", value));
     return { verdict, keys, secret: firstSecret, others, ...(unverified !== undefined && { unverified }) };
   }
 
@@ -194,6 +223,10 @@ function trimmedSlice(text: string, from: number, to: number): string {
 /** What `String.trim` takes for white space, of the characters that a header can hold. */
 function isBlank(code: number): boolean {
   return code === 0x20 || (code >= 0x09 && code <= 0x0d) || code === 0xa0;
+}
+
+function noteOf(verdict: CookieNote["verdict"], value: string): CookieNote {
+  return { verdict, length: value.length, plausible: /^[\w.-]*$/.test(value) };
 }
 
 function keyOf(token: string): SessionKey {

@@ -36,11 +36,17 @@ export class Logouts {
 
   /** @returns `undefined` for somebody who was recognised, brought no cookie of ours, or met an outage. */
   notice(cookie: PresentedCookie, resolution: Resolution): LogoutReason | undefined {
-    const { outcome, key = resolution.keys?.[0] ?? cookie.unverified } = resolution;
-    if (outcome === "hit" || outcome === "absent" || key === undefined) return undefined;
-    const reason = this.#reasonOf(cookie, outcome, key);
+    const key = keyMeant(cookie, resolution);
+    if (key === undefined) return undefined;
+    const reason = this.#reasonOf(cookie, resolution.outcome, key);
     if (reason !== undefined && this.#isNew(key)) this.#options.onLoggedOut(reason);
     return reason;
+  }
+
+  /** What `notice` would answer, for an operator who asks: nobody is counted. */
+  reasonFor(cookie: PresentedCookie, resolution: Resolution): LogoutReason | undefined {
+    const key = keyMeant(cookie, resolution);
+    return key === undefined ? undefined : this.#reasonOf(cookie, resolution.outcome, key);
   }
 
   #reasonOf(cookie: PresentedCookie, outcome: Resolution["outcome"], key: SessionKey): LogoutReason | undefined {
@@ -68,6 +74,10 @@ export class Logouts {
     remember(this.#counted, key, now, COUNTED_REMEMBERED);
     return true;
   }
+}
+
+function keyMeant(cookie: PresentedCookie, { key, keys }: Resolution): SessionKey | undefined {
+  return key ?? keys?.[0] ?? cookie.unverified;
 }
 
 /** The oldest goes first. */

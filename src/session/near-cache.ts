@@ -45,6 +45,18 @@ interface Entry {
   readonly epoch: number;
 }
 
+/** What became of a key's entry, or would. */
+export interface CachePeek {
+  /**
+   * `used`: it answers. `absent`: there is none. `ended`, `old`: it ended by its own clock, or is older than `maxAge`, so
+   * the store is asked. `unheard`: the store cannot be heard, or could not since it was read, so nothing is believed.
+   */
+  readonly state: "used" | "absent" | "ended" | "old" | "unheard";
+  /** What is kept, and how long ago it was read, milliseconds; absent where nothing is. */
+  readonly hit?: Resolution;
+  readonly ageMs?: number;
+}
+
 interface Flight {
   readonly key: SessionKey;
   readonly answer: Promise<Resolution>;
@@ -101,13 +113,30 @@ export class NearCache implements SessionLookup, ChangeListener {
   find(key: SessionKey, exchange?: Exchange): MaybePromise<Resolution> {
     if (this.#isTold) {
       const entry = this.#entries.get(key);
-      if (entry !== undefined && entry.epoch === this.#epoch) {
-        const now = this.#options.now();
-        // An entry that has ended may have been touched by another instance: the store knows.
-        if (now < entry.endsAt && now - entry.readAt < this.#options.maxAgeMs) return entry.hit;
-      }
+      if (entry !== undefined && this.#stateOf(entry) === "used") return entry.hit;
     }
     return this.#lookUp(key, exchange);
+  }
+
+  /** What `find` would make of the entry of a key, for an operator: changes nothing, not even whose turn it is to go. */
+  peek(key: SessionKey): CachePeek {
+    const entry = this.#entries.peek(key);
+    const kept = entry && { hit: entry.hit, ageMs: this.#options.now() - entry.readAt };
+    if (!this.#isTold) return { state: "unheard", ...kept };
+    return entry === undefined ? { state: "absent" } : { state: this.#stateOf(entry), ...kept };
+  }
+
+  /** What `find` would answer if the store failed like that; changes nothing. */
+  peekWithoutStore(key: SessionKey, error: unknown): Resolution {
+    return this.#staleOr(error, this.#entries.peek(key));
+  }
+
+  #stateOf(entry: Entry): "used" | "unheard" | "ended" | "old" {
+    if (entry.epoch !== this.#epoch) return "unheard";
+    const now = this.#options.now();
+    // An entry that has ended may have been touched by another instance: the store knows.
+    if (now >= entry.endsAt) return "ended";
+    return now - entry.readAt < this.#options.maxAgeMs ? "used" : "old";
   }
 
   changed(key: SessionKey): void {
@@ -206,9 +235,12 @@ export class NearCache implements SessionLookup, ChangeListener {
 
   /** The store does not answer: what was read before may do, for a while, and says so. */
   #withoutStore(key: SessionKey, error: unknown): Resolution {
+    return this.#staleOr(error, this.#entries.get(key));
+  }
+
+  #staleOr(error: unknown, entry: Entry | undefined): Resolution {
     const { staleOnOutageMs, maxAgeMs, now } = this.#options;
     if (staleOnOutageMs === 0) return outage(error);
-    const entry = this.#entries.get(key);
     const at = now();
     if (entry === undefined || at >= entry.endsAt || at - entry.readAt > maxAgeMs + staleOnOutageMs)
       return outage(error);

@@ -1,8 +1,8 @@
 import { isJsonObject, type Json } from "../core/json.ts";
-import type { Session, SessionKey, SessionUser } from "../core/session.ts";
+import type { Session, SessionKey, SessionUser, Unreadable } from "../core/session.ts";
 import { PLAINTEXT } from "../core/store.ts";
 import { decodeMsgpack, encodeMsgpack } from "./codec-msgpack.ts";
-import { deriveKey, type EncryptionKey, seal, unseal } from "./encryption.ts";
+import { deriveKey, type EncryptionKey, keyIdOf, seal, unseal } from "./encryption.ts";
 
 /** The first octet of a payload. Those below `FIRST_NO_FORMAT` that are not here belong to later versions. */
 const FORMAT = { json: 1, msgpack: 2, encrypted: 3 } as const;
@@ -65,6 +65,21 @@ export class SessionCodec {
     return this.#read(payload, associatedDataOf(key, name));
   }
 
+  /** Why nothing can be made of a payload, as far as its beginning tells; of one that can be read it says `damaged`. */
+  whyUnreadable(payload: Uint8Array | string): Unreadable {
+    const format = formatOf(payload);
+    if (format === FORMAT.encrypted) {
+      const id = typeof payload === "string" ? undefined : keyIdOf(bufferOf(payload));
+      return id === undefined || this.#keys.some((key) => key.id === id) ? "damaged" : "unknown-key";
+    }
+    return this.#refuses(format) ? "not-encrypted" : "damaged";
+  }
+
+  /** Whether a payload of that format would have to be encrypted. */
+  #refuses(format: number): boolean {
+    return !this.#readsPlaintext && (format === FORMAT.json || format === FORMAT.msgpack);
+  }
+
   #write(value: unknown, associatedData: string): Buffer {
     const payload = this.#codec === "msgpack" ? (msgpackPayload(value) ?? jsonPayload(value)) : jsonPayload(value);
     if (this.#sealingKey === undefined) return payload;
@@ -74,8 +89,7 @@ export class SessionCodec {
   #read(payload: Uint8Array | string, associatedData: string): Read {
     const format = formatOf(payload);
     if (format !== FORMAT.encrypted) {
-      const refused = !this.#readsPlaintext && (format === FORMAT.json || format === FORMAT.msgpack);
-      return refused ? undefined : readPlaintext(payload, format);
+      return this.#refuses(format) ? undefined : readPlaintext(payload, format);
     }
     const opened = typeof payload === "string" ? undefined : unseal(this.#keys, bufferOf(payload), associatedData);
     return opened && readPlaintext(opened, formatOf(opened));

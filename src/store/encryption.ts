@@ -54,10 +54,15 @@ export function seal(format: number, { id, key }: EncryptionKey, payload: Buffer
   return sealed;
 }
 
+/** Which key made an envelope; `undefined` when it is too short to be one. */
+export function keyIdOf(sealed: Buffer): number | undefined {
+  return sealed.length < HEADER_BYTES + TAG_BYTES ? undefined : sealed.readUInt32BE(1);
+}
+
 /** @returns `undefined` when none of the keys made it, or not for this associated data. Never throws. */
 export function unseal(keys: readonly EncryptionKey[], sealed: Buffer, associatedData: string): Buffer | undefined {
-  if (sealed.length < HEADER_BYTES + TAG_BYTES) return undefined;
-  const id = sealed.readUInt32BE(1);
+  const id = keyIdOf(sealed);
+  if (id === undefined) return undefined;
   for (const { id: candidate, key } of keys) {
     if (candidate !== id) continue;
     try {

@@ -64,6 +64,8 @@ export function codesOf(error: Error & { code?: unknown; errcode?: unknown }): s
   if (typeof error.code === "string") codes.push(error.code);
   // The low octet is the result code; the others refine it.
   if (typeof error.errcode === "number") codes.push(SQLITE_CODES[error.errcode & 0xff] ?? "");
+  // What ioredis says, which has no code.
+  if (error.message === "Command timed out") codes.push("ETIMEDOUT");
   const [replyCode] = /^[A-Z]{3,}(?= )/.exec(error.message) ?? [];
   // Inside a script, Redis 7.0 and 7.2 say in words of their own what is NOPERM outside.
   if (/^ERR (The user executing the script can't |ACL failure in script)/.test(error.message)) codes.push("NOPERM");

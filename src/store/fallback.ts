@@ -3,6 +3,7 @@ import {
   type AttributeChanges,
   EXPIRED_GRACE_MS,
   type FindResult,
+  type Peek,
   type Session,
   type SessionKey,
 } from "../core/session.ts";
@@ -62,6 +63,14 @@ export class FallbackStore extends AttributesByCommit implements SessionStore {
   async find(key: SessionKey): Promise<FindResult> {
     const found = await this.#primary.find(key);
     return found.outcome === "unknown" ? this.#move(key) : found;
+  }
+
+  /** Without moving anything: `find` would move what only the fallback has. */
+  async peek(key: SessionKey): Promise<Peek> {
+    const found = await peek(this.#primary, key);
+    if (found.outcome !== "unknown") return { ...found, place: "primary" };
+    const older = await peek(this.#fallback, key);
+    return older.outcome === "unknown" ? older : { ...older, place: "fallback" };
   }
 
   create(key: SessionKey, session: Session): MaybePromise<"created" | "conflict"> {
@@ -192,6 +201,10 @@ export class FallbackStore extends AttributesByCommit implements SessionStore {
     const ended = this.#now() - MAX_CLOCK_SKEW_MS;
     return { user: null, data: {}, createdAt: ended, expiresAt: ended, usedAt: ended, version: 1 };
   }
+}
+
+function peek(store: SessionStore, key: SessionKey): MaybePromise<Peek> {
+  return store.peek === undefined ? store.find(key) : store.peek(key);
 }
 
 async function inspected(role: string, store: SessionStore): Promise<StoreInspection> {

@@ -5,9 +5,11 @@ import {
   EXPIRED,
   type FindResult,
   MALFORMED,
+  type Peek,
   type Session,
   type SessionData,
   type SessionKey,
+  UNREADABLE,
 } from "../core/session.ts";
 import type {
   AttributeResult,
@@ -34,6 +36,7 @@ const MAX_REASON_LENGTH = 500;
 export class GuardedStore implements SessionStore {
   readonly kind: string;
   readonly watch?: (listener: ChangeListener) => void;
+  readonly peek?: (key: SessionKey) => MaybePromise<Peek>;
   readonly inspect?: () => MaybePromise<StoreInspection>;
   readonly count?: () => MaybePromise<number>;
   readonly #store: SessionStore;
@@ -44,6 +47,7 @@ export class GuardedStore implements SessionStore {
     this.#store = store;
     this.#timeoutMs = timeoutMs;
     if (store.watch !== undefined) this.watch = (listener) => this.#watch(listener);
+    if (store.peek !== undefined) this.peek = (key) => this.#ask("peek", readPeek, () => this.#store.peek?.(key));
     if (store.inspect !== undefined)
       this.inspect = () => this.#ask("inspect", readInspection, () => this.#store.inspect?.());
     if (store.count !== undefined) this.count = () => this.#ask("count", readCount, () => this.#store.count?.());
@@ -208,6 +212,18 @@ function readFound(answer: unknown): FindResult {
   if (!understood) return MALFORMED;
   if (answer.outcome === "expired" && !isJsonObject(answer.life)) return EXPIRED;
   return answer as unknown as FindResult;
+}
+
+/** As `readFound`; what else it tells is left out where it makes no sense. */
+function readPeek(answer: unknown): Peek {
+  const found = readFound(answer);
+  if (found.outcome === "hit" || !isJsonObject(answer)) return found;
+  const { session, unreadable } = answer as unknown as Peek;
+  return {
+    outcome: found.outcome,
+    ...(session !== undefined && isSession(session) && { session }),
+    ...(unreadable !== undefined && UNREADABLE.includes(unreadable) && { unreadable }),
+  };
 }
 
 /** An entry that is no session is left out, as one that cannot be read is in the stores that come with Coatcheck. */

@@ -3,6 +3,7 @@ import {
   endOf,
   type FindResult,
   judge,
+  type Peek,
   type Session,
   type SessionKey,
   UNKNOWN,
@@ -36,6 +37,11 @@ export class MemoryStore extends AttributesByCommit implements SessionStore {
     let count = 0;
     for (const session of this.#sessions.values()) if (now < endOf(session)) count++;
     return count;
+  }
+
+  peek(key: SessionKey): Peek {
+    const session = this.#sessions.get(key);
+    return session === undefined ? UNKNOWN : { ...judge(session, this.#now()), session };
   }
 
   create(key: SessionKey, session: Session): "created" | "conflict" {

@@ -164,7 +164,8 @@ export class RedisLink {
     const breaker = this.#breakerOf(server);
     if (breaker.isOpen) {
       this.#observer.failed("breaker");
-      throw new ProxyError("session_store_unavailable", "the session store has not answered lately");
+      const cause = this.#connectionError;
+      throw new ProxyError("session_store_unavailable", "the session store has not answered lately", { cause });
     }
     this.#gather(server);
     return this.#attempt(command, kind, server, (answered) => {
@@ -218,8 +219,9 @@ export class RedisLink {
           continue;
         }
         onEnd(failure.readable);
-        const why = closed && this.#connectionError !== undefined ? redisFailure(this.#connectionError) : failure;
-        throw storeUnavailable(new Error((said ?? why).message, { cause: error }));
+        const lost = closed ? this.#connectionError : undefined;
+        const why = lost === undefined ? failure : redisFailure(lost);
+        throw storeUnavailable(new Error((said ?? why).message, { cause: lost ?? error }));
       }
     }
   }

@@ -8,10 +8,12 @@ import {
   judge,
   MALFORMED,
   NEWER,
+  type Peek,
   type Session,
   type SessionData,
   type SessionKey,
   UNKNOWN,
+  type Unreadable,
 } from "../core/session.ts";
 import type {
   ChangeListener,
@@ -107,26 +109,12 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     return this.#link.firstAnswer();
   }
 
-  async find(key: SessionKey): Promise<FindResult> {
-    const name = SESSION_PREFIX + key;
-    const { client } = this.#link;
-    try {
-      if (this.#layout === "fields") {
-        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), HGETALL)) as Fields);
-      }
-      const [v, e, t, d, l] = await this.#link.ask(
-        name,
-        () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"),
-        HMGET,
-      );
-      if (l != null)
-        return this.#judge(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), HGETALL)) as Fields);
-      return this.#judge(key, { v, e, t, d });
-    } catch (error) {
-      // A key of another type is not a session; it must not look like an outage.
-      if (isWrongType(error)) return MALFORMED;
-      throw error;
-    }
+  find(key: SessionKey): Promise<FindResult> {
+    return this.#read(key, this.#found);
+  }
+
+  peek(key: SessionKey): Promise<Peek> {
+    return this.#read(key, this.#peeked);
   }
 
   async create(key: SessionKey, session: Session): Promise<"created" | "conflict"> {
@@ -246,14 +234,44 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#link.close();
   }
 
-  #judge(key: SessionKey, fields: Fields): FindResult {
+  async #read<T>(key: SessionKey, judged: (key: SessionKey, fields: Fields) => T): Promise<T | typeof MALFORMED> {
+    const name = SESSION_PREFIX + key;
+    const { client } = this.#link;
+    try {
+      if (this.#layout === "fields") {
+        return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), HGETALL)) as Fields);
+      }
+      const [v, e, t, d, l] = await this.#link.ask(
+        name,
+        () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"),
+        HMGET,
+      );
+      if (l != null)
+        return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), HGETALL)) as Fields);
+      return judged(key, { v, e, t, d });
+    } catch (error) {
+      // A key of another type is not a session; it must not look like an outage.
+      if (isWrongType(error)) return MALFORMED;
+      throw error;
+    }
+  }
+
+  readonly #found = (key: SessionKey, fields: Fields): FindResult => this.#judge(key, fields);
+
+  readonly #peeked = (key: SessionKey, fields: Fields): Peek => {
+    const found = this.#judge(key, fields, Number.NEGATIVE_INFINITY);
+    if (found.outcome === "hit") return { ...judge(found.session, this.#now()), session: found.session };
+    return found.outcome === "malformed" ? { ...found, unreadable: this.#whyUnreadable(fields) } : found;
+  };
+
+  #judge(key: SessionKey, fields: Fields, now = this.#now()): FindResult {
     const { v, d } = fields;
     if (v == null && d == null) return UNKNOWN;
     const [version, expiresAt, usedAt] = [numberIn(v), numberIn(fields.e), numberIn(fields.t)];
     const session = d == null ? undefined : this.#codec.decode(key, d, version, expiresAt, usedAt);
     if (session === "newer") return NEWER;
     if (session === undefined) return MALFORMED;
-    if (fields.l == null) return judge(session, this.#now());
+    if (fields.l == null) return judge(session, now);
     const data: Record<string, SessionData[string]> = {};
     for (const [field, value] of Object.entries(fields)) {
       if (!field.startsWith(ATTRIBUTE_PREFIX) || value == null) continue;
@@ -263,7 +281,13 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       if (decoded === undefined) return MALFORMED;
       data[name] = decoded.value;
     }
-    return judge({ ...session, data }, this.#now());
+    return judge({ ...session, data }, now);
+  }
+
+  #whyUnreadable(fields: Fields): Unreadable {
+    const payloads = Object.entries(fields).filter(([field]) => field === "d" || field.startsWith(ATTRIBUTE_PREFIX));
+    const reasons = payloads.map(([, payload]) => this.#codec.whyUnreadable(payload ?? ""));
+    return reasons.find((reason) => reason !== "damaged") ?? "damaged";
   }
 
   /** What goes into `d`, and names and values of further fields in turn. */

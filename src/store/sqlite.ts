@@ -7,6 +7,7 @@ import {
   judge,
   MALFORMED,
   NEWER,
+  type Peek,
   type Session,
   type SessionKey,
   UNKNOWN,
@@ -126,6 +127,14 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
   find(key: SessionKey): FindResult {
     const row = this.#answer(() => this.#statements.find.get(key)) as Row | undefined;
     return row === undefined ? UNKNOWN : this.#judgeRow(key, row);
+  }
+
+  peek(key: SessionKey): Peek {
+    const row = this.#answer(() => this.#statements.find.get(key)) as Row | undefined;
+    if (row === undefined) return UNKNOWN;
+    const found = this.#judgeRow(key, row, Number.NEGATIVE_INFINITY);
+    if (found.outcome === "hit") return { ...judge(found.session, this.#now()), session: found.session };
+    return found.outcome === "malformed" ? { ...found, unreadable: this.#codec.whyUnreadable(row[3]) } : found;
   }
 
   create(key: SessionKey, session: Session): "created" | "conflict" {
@@ -270,10 +279,14 @@ export class SqliteStore extends AttributesByCommit implements SessionStore {
     if (this.#database.isOpen) this.#database.close();
   }
 
-  #judgeRow(key: SessionKey, [version, expiresAt, usedAt, payload]: Row | KeyedRow): FindResult {
+  #judgeRow(
+    key: SessionKey,
+    [version, expiresAt, usedAt, payload]: Row | KeyedRow,
+    now: number = this.#now(),
+  ): FindResult {
     const session = this.#codec.decode(key, payload, version, expiresAt, usedAt);
     if (session === undefined) return MALFORMED;
-    return session === "newer" ? NEWER : judge(session, this.#now());
+    return session === "newer" ? NEWER : judge(session, now);
   }
 
   #changes(statement: StatementSync, values: (string | number | Buffer | null)[]): number {

@@ -14,19 +14,22 @@ export interface Running {
   readonly ended: Promise<number | NodeJS.Signals>;
 }
 
-/** Starts `coatcheck …`; the environment is what is given and nothing else. */
+/** Starts `coatcheck …`; environment and standard input are what is given and nothing else. */
 export function command(
   t: Teardown,
   args: readonly string[],
   environment: Record<string, string> = {},
-  options: { main?: string; cwd?: string } = {},
+  options: { main?: string; cwd?: string; input?: string } = {},
 ): Running {
-  const { main = MAIN, cwd } = options;
+  const { main = MAIN, cwd, input } = options;
   const child = spawn(process.execPath, [main, ...args], {
     env: { PATH: process.env.PATH, ...environment },
-    stdio: ["ignore", "pipe", "pipe"],
+    stdio: ["pipe", "pipe", "pipe"],
     ...(cwd && { cwd }),
   });
+  // A command that does not read what it is given ends all the same.
+  child.stdin.on("error", () => {});
+  child.stdin.end(input ?? "");
   let [stdout, stderr] = ["", ""];
   child.stdout.setEncoding("utf8").on("data", (piece) => {
     stdout += piece;
@@ -47,7 +50,7 @@ export async function run(
   t: Teardown,
   args: readonly string[],
   environment: Record<string, string> = {},
-  options: { main?: string; cwd?: string } = {},
+  options: { main?: string; cwd?: string; input?: string } = {},
 ) {
   const running = command(t, args, environment, options);
   const status = await running.ended;

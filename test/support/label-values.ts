@@ -29,7 +29,7 @@ const OUTCOMES = words<Exclude<SessionOutcome, "not-asked">>({
 });
 
 /** What the instrumented store counts: everything that can be asked. */
-const OPERATIONS = words<Exclude<keyof SessionStore, "kind" | "watch" | "sweep" | "close" | "count">>({
+const OPERATIONS = words<Exclude<keyof SessionStore, "kind" | "watch" | "peek" | "sweep" | "close" | "count">>({
   find: true,
   create: true,
   commit: true,
