@@ -4,7 +4,9 @@ import { runDemo } from "./cli-demo.ts";
 import { runDump } from "./cli-dump.ts";
 import { runExchanges } from "./cli-exchanges.ts";
 import { runExplain } from "./cli-explain.ts";
+import { runObserve } from "./cli-observe.ts";
 import { runProfile } from "./cli-profile.ts";
+import { reloadOnSignal } from "./cli-reload.ts";
 import { runSessions } from "./cli-sessions.ts";
 import { runTop } from "./cli-top.ts";
 import { runWatch } from "./cli-watch.ts";
@@ -28,6 +30,7 @@ Usage:
   coatcheck profile --help               where the processor time or the memory of a running gateway goes
   coatcheck exchanges --help             the last requests: which one was it, and what became of it
   coatcheck watch --help                 puts a user or a session under watch
+  coatcheck observe --help               see and change log level, access lines and traces while it runs
   coatcheck demo [--traffic]             an example application behind a gateway, to try things out; see demo --help
   coatcheck --help | --version
 
@@ -71,6 +74,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   if (first === "profile") return runProfile(others, environment);
   if (first === "exchanges") return runExchanges(others, environment);
   if (first === "watch") return runWatch(others, environment);
+  if (first === "observe") return runObserve(others, environment);
   if (first === "demo") return runDemo(others, environment, { attend, untilSignal });
   if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
     return check(others, environment);
@@ -84,6 +88,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       const names = Object.keys(values).map((name) => `--${name}`);
       const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
       attend(gateway);
+      reloadOnSignal(gateway, values.config, environment);
       await gateway.listen();
       return untilSignal(() => gateway.close());
     }
@@ -91,7 +96,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       return check(values.config === undefined ? [] : ["--config", values.config], environment);
     default:
       throw new UsageError(
-        `unknown command "${command}"; known: serve, check, demo, explain, top, sessions, exchanges, watch, dump, profile`,
+        `unknown command "${command}"; known: serve, check, demo, explain, top, sessions, exchanges, watch, observe, dump, profile`,
       );
   }
 }

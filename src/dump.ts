@@ -59,7 +59,7 @@ async function gather(source: DumpSource): Promise<Dump> {
     takenAt,
     build: build(source),
     settings: { ...shown },
-    observe: { ...observe },
+    observe: { ...observe, ...observer.settings.current },
     runtime,
     store,
     cache:

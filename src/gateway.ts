@@ -3,6 +3,7 @@ import { Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
 import { createAdmin } from "./admin/admin.ts";
 import { type KeyPair, readKeyPair, watchCertificate } from "./certificate.ts";
+import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
 import { TrustedProxies } from "./core/peer.ts";
@@ -17,7 +18,7 @@ import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
-import { Observer } from "./observe/observer.ts";
+import { Observer, type ReloadResult } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
@@ -61,7 +62,8 @@ const FLUSH_TIMEOUT_MS = 2_000;
 export class Gateway {
   readonly observer: Observer;
   readonly #dumpFiles: DumpFiles;
-  readonly #config: Config;
+  /** What is in effect. */
+  #config: Config;
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
   readonly #census: Census;
@@ -168,7 +170,7 @@ export class Gateway {
     const { logDestination, now = Date.now } = options;
     const adminTls = config.admin.tls === undefined ? undefined : await readKeyPair(config.admin.tls);
     const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
-    const observer = new Observer({
+    const observer = await Observer.create({
       ...config.observe,
       ...(prettyLog && { prettyLog }),
       version: VERSION,
@@ -226,6 +228,33 @@ export class Gateway {
   /** Writes a dump into `observe.dumps.folder`. What became of it is in the log: `dump.written`, `.refused` or `.failed`. */
   writeDump(): Promise<void> {
     return this.#dumpFiles.write();
+  }
+
+  /**
+   * Takes over what of a new configuration can change while the gateway runs: the section `observe`, for now.
+   * @returns the keys that differ from what was in effect.
+   */
+  reload({ observe, settings, shown }: Config): ReloadResult {
+    const before = this.#config;
+    const { format } = before.observe.log;
+    const keys = changedKeys(before.settings, settings);
+    const isApplied = (key: string) => key.startsWith("observe.") && key !== "observe.log.format";
+    const inEffect = (read: Config["settings"]["observe"]) => ({ ...read, log: { ...read.log, format } });
+    this.#config = {
+      ...before,
+      observe: { ...observe, log: { ...observe.log, format }, traceExport: before.observe.traceExport },
+      settings: { ...before.settings, observe: inEffect(settings.observe) },
+      shown: { ...before.shown, observe: inEffect(shown.observe) },
+    };
+    this.observer.reconfigure(observe);
+    const result = { applied: keys.filter(isApplied), needsRestart: keys.filter((key) => !isApplied(key)) };
+    this.observer.reloaded(result);
+    return result;
+  }
+
+  /** A configuration that makes no sense: logged and counted, and everything goes on. @param problems a line each. */
+  refuseReload(problems: readonly string[]): void {
+    this.observer.reloadRefused(problems);
   }
 
   /**

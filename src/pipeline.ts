@@ -3,6 +3,7 @@ import { maskFields } from "./core/capture.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
+import { onBehalfOf } from "./core/on-behalf.ts";
 import { clientAddressOf, type Peer, type TrustedProxies } from "./core/peer.ts";
 import { type HeaderRules, type RequestHead, readRequestHead } from "./core/request-head.ts";
 import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
@@ -143,7 +144,7 @@ function resolve(
   exchange.cookieSecret = cookie.secret;
   if (route.session === "none") return NOT_ASKED;
   exchange.resolveStartedMs = exchange.elapsedMs();
-  return resolveSession(gate.lookup, cookie);
+  return resolveSession(gate.lookup, cookie, exchange);
 }
 
 /** Waits for the store, and so does the record: what comes of it belongs in there, whether or not the client waits. */
@@ -277,16 +278,21 @@ async function beforeHead(
     const setCookie = await writeBack(gate, conversation, route, head, resolution, response);
     if (setCookie !== undefined) return setCookie;
   }
-  return slides ? renewedCookie(gate, head, resolution) : undefined;
+  return slides ? renewedCookie(gate, conversation.exchange, head, resolution) : undefined;
 }
 
 /**
  * The browser keeps the cookie for as long as the session would live without another use, so it is told when that has
  * become longer. Not if the session was ended or replaced in the meantime: the old cookie must not overwrite a new one.
  */
-async function renewedCookie(gate: Gate, head: RequestHead, resolution: Resolution): Promise<string | undefined> {
+async function renewedCookie(
+  gate: Gate,
+  exchange: Exchange,
+  head: RequestHead,
+  resolution: Resolution,
+): Promise<string | undefined> {
   if (head.cookie === undefined || resolution.key === undefined) return undefined;
-  const found = gate.lookup.find(resolution.key);
+  const found = gate.lookup.find(resolution.key, exchange);
   const { session } = found instanceof Promise ? await ifSoon(found, RENEWAL_PATIENCE_MS, NOT_ASKED) : found;
   if (session === undefined || session.retiresAt !== undefined) return undefined;
   const { expiry, now } = gate.lifecycle;
@@ -336,7 +342,8 @@ async function writeBack(
       { keys: resolution.key ? [resolution.key] : [], session: commands.start },
       exchange,
     );
-  const obeying = obey(gate.lifecycle, commands, resolution, clientOf(head, exchange), exchange);
+  const client = clientOf(head, exchange);
+  const obeying = onBehalfOf(exchange, obey, gate.lifecycle, commands, resolution, client, exchange);
   const setCookie = await pending(exchange, obeying);
   exchange.savedMs = exchange.elapsedMs();
   return setCookie;

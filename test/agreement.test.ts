@@ -205,12 +205,17 @@ function compareSpans(records: readonly ExchangeRecord[], spans: readonly Span[]
       route: [record.route, attributes["http.route"]],
       outcome: [record.session.outcome, attributes["coatcheck.session.outcome"]],
       decision: [record.session.decision, attributes["coatcheck.policy.decision"]],
-      error: [record.error?.type, attributes["error.type"]],
+      // OpenTelemetry wants the status where there is nothing better: the application's own failure.
+      error: [record.error?.type ?? serverError(record.response.status), attributes["error.type"]],
       upstreamStatus: [record.upstream?.status, upstream[0]?.attributes["http.response.status_code"]],
       // Nanoseconds in a double since 1970 are a thousandth of a millisecond apart.
       duration: [true, Math.abs(tookMs - (record.timings.ended ?? 0)) < 0.002],
     });
   });
+}
+
+function serverError(status: number): string | undefined {
+  return status >= 500 ? String(status) : undefined;
 }
 
 function compareMetrics(records: readonly ExchangeRecord[], metrics: string): Difference[] {
@@ -252,7 +257,7 @@ function compareMetrics(records: readonly ExchangeRecord[], metrics: string): Di
     });
     if (upstream !== undefined) {
       const [server_address, server_port] = upstream.address.split(":");
-      const labels = { http_request_method, server_address, server_port, error_type };
+      const labels = { http_request_method, server_address, server_port, error_type: upstream.error };
       add("http_client_request_duration_seconds_count", { ...labels, http_response_status_code: upstream.status });
     }
     if (session.outcome !== "not-asked")

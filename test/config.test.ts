@@ -30,7 +30,7 @@ t.test("one route is enough, everything else has a default", async (t) => {
     store: "sqlite:./sessions.db",
     session: { idleTimeoutMs: 1_800_000, absoluteTimeoutMs: 43_200_000, ephemeralSecret: true },
     routes: [{ id: "*/", session: "required", write: undefined, loginRedirect: undefined }],
-    observe: { traces: { ratio: 0.01, slowerThanMs: 1000, exported: false } },
+    observe: { traces: { ratio: 0.01, slowerThanMs: 1000 }, traceExport: undefined },
   });
   t.match(config.session.cookie, {
     name: "__Host-session",

@@ -64,7 +64,7 @@ t.test("a dump says what was built, set, seen and logged", async (t) => {
         { match: { path: "/" }, upstream: { targets: [app.url] }, session: "optional", write: ["user", "cart"] },
       ],
     },
-    observe: { log: { level: "fatal", access: "all" }, traces: { ratio: 0.01, exported: false } },
+    observe: { log: { level: "fatal", access: "all" }, traces: { ratio: 0.01 } },
     store: { kind: "memory", ok: true, warnings: [] },
     cache: null,
     metrics: /^coatcheck_session_events_total\{event="created"\} 1$/m,

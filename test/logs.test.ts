@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import t from "tap";
+import { loadConfig } from "../src/config/load.ts";
 import { Exchange } from "../src/core/exchange.ts";
 import { renderAccessLine } from "../src/observe/access-line.ts";
 import { BatchedOutput } from "../src/observe/batched-output.ts";
@@ -69,7 +70,7 @@ const events = (gateway: RunningGateway, event: EventName) => gateway.logs.filte
 const SESSION = { cookie: { name: "session", secure: false, secrets: [SECRET] } };
 
 /** Events that other tests bring about. */
-const ELSEWHERE: readonly EventName[] = ["config.reloaded", "config.reload-refused", "observe.changed"];
+const ELSEWHERE: readonly EventName[] = ["config.nothing-to-reload", "traces.down", "traces.up"];
 
 /** Sessions of every kind of end, with a clock that goes on when it is told to. */
 async function livesOfSessions(t: Teardown): Promise<Line[]> {
@@ -209,6 +210,15 @@ async function watches(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function reloads(t: Teardown): Promise<Line[]> {
+  const running = await startGateway(t, {});
+  const { gateway } = running;
+  gateway.observer.settings.adjust({ log: { level: "debug" } }, 60_000);
+  gateway.reload(loadConfig({ routes: [{ upstream: "http://127.0.0.1:9" }] }, {}).config);
+  gateway.refuseReload(["routes: at least one route is needed"]);
+  return running.logs;
+}
+
 async function spoofAttempt(t: Teardown): Promise<Line[]> {
   const app = await startUpstream(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -231,6 +241,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       spoofAttempt(t),
       dumps(t),
       watches(t),
+      reloads(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));

@@ -4,16 +4,8 @@ import { Redis } from "ioredis";
 import t from "tap";
 import { METRICS } from "../src/observe/names.ts";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
-import { startReceiver } from "./support/otlp.ts";
+import { exportTo, startReceiver } from "./support/otlp.ts";
 import { freePort, SECRET, startApp, startGateway, startRedis, startUpstream } from "./support/servers.ts";
-
-/** The exporter of OpenTelemetry reads its variables from the process. */
-function exportTo(environment: Record<string, string>, t: { teardown(end: () => void): void }) {
-  Object.assign(process.env, environment);
-  t.teardown(() => {
-    for (const name of Object.keys(environment)) delete process.env[name];
-  });
-}
 
 t.test("status and duration are equal in log, span, metric and recorder", async (t) => {
   const receiver = await startReceiver(t);

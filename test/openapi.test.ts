@@ -168,6 +168,13 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["?user=1", 404],
     ["", 400],
   ],
+  "GET /observe": [["", 200]],
+  "POST /observe": [
+    ["", 200, '{"traces":{"ratio":0.5,"slowerThan":"250ms"}}'],
+    ["", 200, '{"log":{"level":"debug","access":"errors","sample":0.1},"for":"15m"}'],
+    ["", 400, '{"traces":{"ratio":2}}'],
+    ["", 400, "{}"],
+  ],
   "GET /debug/dump": [["", 200]],
   "POST /debug/profile": [
     ["", 200, '{"seconds":1}'],

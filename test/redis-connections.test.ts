@@ -23,6 +23,7 @@ async function storeAt(t: Teardown, url: string) {
   const failures: StoreFailure[] = [];
   const resting: number[] = [];
   const observer: StoreObserver = {
+    command() {},
     failed: (reason) => failures.push(reason),
     connection() {},
     resting: (servers) => resting.push(servers),

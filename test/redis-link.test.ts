@@ -32,6 +32,7 @@ async function openStore(t: Teardown, url: string): Promise<Watched> {
   const store = new RedisStore(url, {
     absoluteTimeoutMs: 12 * HOUR_MS,
     observer: {
+      command() {},
       failed: (reason) => failures.push(reason),
       connection: () => {},
       resting: (servers) => {

@@ -2,9 +2,11 @@
 import t from "tap";
 import { ProxyError } from "../src/core/errors.ts";
 import type { FindResult, Session } from "../src/core/session.ts";
+import type { StoreCommand } from "../src/core/store.ts";
 import { SessionCodec } from "../src/store/codec.ts";
 import { storeContract } from "../src/store/contract.ts";
 import { RedisStore, type RedisStoreOptions } from "../src/store/redis.ts";
+import { NO_OBSERVER } from "../src/store/redis-link.ts";
 import { SESSION_PREFIX } from "../src/store/redis-scripts.ts";
 import { slotOf, startCluster } from "./support/redis-cluster.ts";
 import { startSentinel } from "./support/redis-sentinel.ts";
@@ -56,6 +58,30 @@ for (const [topology, url] of Object.entries(urls)) {
     });
   }
 }
+
+t.test("a command tells which server it went to", async (t) => {
+  const master = await sentinels.master();
+  for (const [topology, url] of Object.entries(urls)) {
+    const commands: StoreCommand[] = [];
+    const observer = { ...NO_OBSERVER, command: (command: StoreCommand) => commands.push(command) };
+    const store = await openStore(t, url, { observer });
+    const keys = ["a", "b", "c", "d"].map((tag) => tag.padEnd(43, "x"));
+    for (const key of keys) await store.find(key);
+    const expected = keys.map((key) =>
+      topology === "cluster"
+        ? cluster.masters.find(({ slots: [first, last] = [0, -1] }) => {
+            const slot = slotOf(SESSION_PREFIX + key);
+            return first <= slot && slot <= last;
+          })?.port
+        : master.port,
+    );
+    t.same(
+      commands.map(({ name, server: { address, port } }) => [name, address, port]),
+      expected.map((port) => ["HMGET", "127.0.0.1", port]),
+      topology,
+    );
+  }
+});
 
 t.test("a cluster's sessions are listed from every node, each once", async (t) => {
   await cluster.flush();

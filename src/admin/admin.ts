@@ -33,6 +33,7 @@ import {
 import { exchangesEndpoint } from "./exchanges.ts";
 import { explainEndpoint } from "./explain.ts";
 import { answerMalformed } from "./malformed.ts";
+import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
@@ -174,6 +175,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
     ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
+    observeEndpoint(observer.settings),
     explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
     storeCheckEndpoint(probeStore),

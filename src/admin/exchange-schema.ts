@@ -10,6 +10,7 @@ import {
   WRITE_BACK_COMMANDS,
   WRITE_BACK_RESULTS,
 } from "../core/exchange.ts";
+import { STORE_FAILURES } from "../core/store.ts";
 import { STEPS } from "../observe/steps.ts";
 
 /** What `GET /debug/exchanges` says of a request. Headers have names and no values. */
@@ -67,11 +68,35 @@ const RECORD = z.strictObject({
     strippedNames: names,
     identity: names.describe("Those that carried a value."),
   }),
+  storeCommands: z
+    .array(
+      z.strictObject({
+        name: z.string().describe("`HMGET`."),
+        script: z.string().optional().describe("What an `EVALSHA` does."),
+        server: z.string(),
+        started: ms,
+        ended: ms,
+        failure: z.enum(STORE_FAILURES).optional(),
+        code: z.string().optional().describe("The first word of what the server said in place of an answer."),
+      }),
+    )
+    .optional()
+    .describe("Commands that went to the server of the store, one for each attempt."),
+  storeCommandsDropped: z.int().describe("How many more there were."),
   writeBack: z
     .array(z.strictObject({ command: z.enum(WRITE_BACK_COMMANDS), result: z.enum(WRITE_BACK_RESULTS) }))
     .optional(),
   writeBackKeysDropped: z.int(),
-  upstream: z.strictObject({ address: z.string(), status: z.int().optional() }).optional(),
+  upstream: z
+    .strictObject({
+      address: z.string(),
+      status: z.int().optional(),
+      error: z
+        .enum(ERROR_CODES)
+        .optional()
+        .describe("How it failed; absent when the gateway could not use a good answer."),
+    })
+    .optional(),
   response: z.strictObject({
     status: z.int(),
     source: z.enum(["upstream", "proxy"]),

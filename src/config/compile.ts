@@ -1,13 +1,11 @@
 import { randomBytes } from "node:crypto";
+import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
+import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
-import type { Environment } from "./load.ts";
 import { maskSettings } from "./mask.ts";
 import type { Settings } from "./schema.ts";
-
-/** Of the OpenTelemetry SDK specification. */
-const DEFAULT_EXPORT_DELAY_MS = 5_000;
 
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
 export interface UpstreamConfig {
@@ -19,6 +17,8 @@ export interface UpstreamConfig {
 
 /** What the code works with: made once, frozen, times in milliseconds. */
 export interface Config {
+  /** What this was made from, in the words of the file, with secrets: two configurations are compared by it. */
+  readonly settings: Settings;
   readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
   readonly admin: {
     readonly host: string;
@@ -52,20 +52,10 @@ export interface Config {
   readonly identityHeaders: Readonly<Record<string, string>>;
   readonly routes: readonly Route[];
   readonly upstreams: readonly UpstreamConfig[];
-  readonly observe: {
-    readonly log: {
-      readonly level: string;
-      readonly access: "all" | "errors" | "none";
-      readonly sample: number;
-      readonly format: "auto" | "json" | "pretty";
-    };
-    readonly traces: {
-      readonly ratio: number;
-      readonly slowerThanMs: number;
-      readonly errors: boolean;
-      readonly exported: boolean;
-      readonly exportDelayMs: number;
-    };
+  readonly observe: ObserveSettings & {
+    readonly log: { readonly format: "auto" | "json" | "pretty" };
+    /** From the environment; `undefined`: no spans are exported. */
+    readonly traceExport: TraceExport | undefined;
     readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
     /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
     readonly dumps: { readonly folder: string | undefined };
@@ -75,12 +65,13 @@ export interface Config {
   readonly shown: Settings;
 }
 
-/** Turns checked settings into what the code works with. */
-export function compile(settings: Settings, environment: Environment): Config {
+/** Turns checked settings, and what the environment says of traces, into what the code works with. */
+export function compile(settings: Settings, traceExport: TraceExport | undefined): Config {
   const { listen, admin, session, observe } = settings;
   const { cookie } = session;
   const ephemeralSecret = cookie.secrets.length === 0;
   return deepFreeze({
+    settings,
     listen,
     admin: { host: admin.host, port: admin.port, token: admin.token, tls: admin.tls },
     store: settings.store,
@@ -119,9 +110,8 @@ export function compile(settings: Settings, environment: Environment): Config {
         ratio: observe.traces.ratio,
         slowerThanMs: ms(observe.traces.slowerThan),
         errors: observe.traces.errors,
-        exported: isTraceExportOn(environment),
-        exportDelayMs: numberOr(environment.OTEL_BSP_SCHEDULE_DELAY, DEFAULT_EXPORT_DELAY_MS),
       },
+      traceExport,
       recorder: observe.recorder,
       dumps: { folder: observe.dumps.folder },
     },
@@ -142,17 +132,6 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
     write: route.write === undefined ? undefined : new Set(route.write),
     index,
   };
-}
-
-/** The standard variables decide, so that nothing is sent anywhere that nobody named. */
-function isTraceExportOn(environment: Environment): boolean {
-  if (environment.OTEL_SDK_DISABLED?.toLowerCase() === "true") return false;
-  if (environment.OTEL_TRACES_EXPORTER === "none") return false;
-  return Boolean(environment.OTEL_EXPORTER_OTLP_ENDPOINT || environment.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT);
-}
-
-function numberOr(text: string | undefined, otherwise: number): number {
-  return text !== undefined && /^\d{1,9}$/.test(text) ? Number(text) : otherwise;
 }
 
 function ms(duration: string): number {

@@ -3,6 +3,7 @@ import { type Document, parseDocument } from "yaml";
 import { type Config, compile } from "./compile.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
 import { type Settings, settingsSchema } from "./schema.ts";
+import { readTraceExport } from "./trace-export.ts";
 
 /** A configuration file is read up to this size. */
 const MAX_FILE_BYTES = 1024 * 1024;
@@ -62,8 +63,9 @@ export function loadConfig(
   const unset = new Set(problems.map((problem) => problem.split(": ")[0]));
   if (!parsed.success)
     problems.push(...describeIssues(parsed.error.issues).filter((line) => !unset.has(line.split(": ")[0])));
+  const traceExport = readTraceExport(environment, problems);
   if (!parsed.success || problems.length > 0) throw new ConfigError(source, problems);
-  return { settings: parsed.data, config: compile(parsed.data, environment) };
+  return { settings: parsed.data, config: compile(parsed.data, traceExport) };
 }
 
 /** Puts environment variables in place of `${NAME}`; an unset one is a problem. */

@@ -10,6 +10,7 @@ import {
 } from "../core/header-names.ts";
 import { MAX_IDENTITY_HEADERS } from "../core/identity.ts";
 import { parsePointer } from "../core/json.ts";
+import { ACCESS_LINES, LOG_LEVELS } from "../core/observe-settings.ts";
 import { isRedisUrl, parseRedisUrl } from "../core/redis-url.ts";
 import { BINDINGS } from "../core/session.ts";
 import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
@@ -414,12 +415,9 @@ const observe = z
   .strictObject({
     log: z
       .strictObject({
-        level: z
-          .enum(["trace", "debug", "info", "warn", "error", "fatal"])
-          .default("info")
-          .describe("Lowest level that is written."),
+        level: z.enum(LOG_LEVELS).default("info").describe("Lowest level that is written."),
         access: z
-          .enum(["all", "errors", "none"])
+          .enum(ACCESS_LINES)
           .default("all")
           .describe(
             "Which requests get an access line; `errors` are those with status 500 and above or an error code, and those under watch.",
@@ -448,7 +446,7 @@ const observe = z
       })
       .prefault({})
       .describe(
-        "Exported over OTLP/HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set.",
+        "Exported over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; [docs/tracing.md](tracing.md) has this and the other variables.",
       ),
     recorder: z
       .strictObject({
@@ -468,7 +466,9 @@ const observe = z
       .prefault({}),
   })
   .prefault({})
-  .describe("Logs, traces and the recorder.");
+  .describe(
+    "Logs, traces and the recorder. SIGHUP reads this section anew; `log` and `traces` can also be changed while it runs, with `coatcheck observe`.",
+  );
 
 const shutdown = z
   .strictObject({

@@ -3,6 +3,7 @@ import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
+import type { StoreCommand } from "./store.ts";
 
 /** How the cookie looked before any store was asked. */
 export const COOKIE_VERDICTS = ["absent", "valid", "bad-shape", "bad-signature"] as const;
@@ -77,6 +78,8 @@ const SPOOF_CLASSES: ReadonlySet<StripClass> = new Set(["managed", "alias", "con
 const NAMES_KEPT = 16;
 const NAME_CHARACTERS_KEPT = 64;
 const PATH_CHARACTERS_KEPT = 512;
+/** Commands to the store's server that an exchange keeps; one that ends all sessions of a user may take thousands. */
+const STORE_COMMANDS_KEPT = 32;
 const NO_NAMES: readonly string[] = [];
 
 /**
@@ -142,8 +145,14 @@ export class Exchange {
   writeBackDropped = 0;
   writeBackDroppedNames: readonly string[] = NO_NAMES;
 
+  /** Commands that went to the store's server for this request, in the order in which they ended. */
+  storeCommands: StoreCommand[] | undefined = undefined;
+  /** How many more there were. */
+  storeCommandsDropped = 0;
+
   /** `host:port` of the upstream that was asked. */
   upstream: string | undefined = undefined;
+  upstreamScheme: "http" | "https" = "http";
   upstreamStatus: number | undefined = undefined;
   status = 0;
   /** Who produced the status: the application, or Coatcheck itself. */
@@ -191,6 +200,11 @@ export class Exchange {
     return performance.now() - this.#startedMonotonic;
   }
 
+  /** @param at by `performance.now()`. @returns milliseconds after the request began. */
+  sinceStart(at: number): number {
+    return at - this.#startedMonotonic;
+  }
+
   /** @param path as sent, without the query. */
   setPath(path: string): void {
     this.path = path.length > PATH_CHARACTERS_KEPT ? `${path.slice(0, PATH_CHARACTERS_KEPT)}…` : path;
@@ -210,6 +224,20 @@ export class Exchange {
   fail(code: ErrorCode, message: string): void {
     this.error ??= code;
     this.errorMessage ??= message;
+  }
+
+  /** What ends after the record was closed, because nobody waited for it, is not this record's any more. */
+  countStoreCommand(command: StoreCommand): void {
+    if (this.endedMs !== undefined && this.pending === undefined) return;
+    this.storeCommands ??= [];
+    if (this.storeCommands.length < STORE_COMMANDS_KEPT) this.storeCommands.push(command);
+    else this.storeCommandsDropped++;
+  }
+
+  /** Why the attempt upstream failed: not what the gateway itself could not do with a good answer. */
+  get upstreamError(): ErrorCode | undefined {
+    const { error } = this;
+    return error === "session_store_unavailable" || error === "session_write_conflict" ? undefined : error;
   }
 
   /** @param names of attributes that were dropped. */

@@ -99,8 +99,37 @@ export const STORE_FAILURES = [
 ] as const;
 export type StoreFailure = (typeof STORE_FAILURES)[number];
 
+/** Where a command went. */
+export interface StoreServer {
+  /** OpenTelemetry's `db.system.name`. */
+  readonly system: string;
+  /** The number of the database, as text. */
+  readonly namespace: string;
+  /** Absent while it is not known: before the first connection to what a Sentinel names. */
+  readonly address?: string;
+  readonly port?: number;
+}
+
+/** One attempt of one command that went to a store's server. It holds neither keys nor values. */
+export interface StoreCommand {
+  readonly server: StoreServer;
+  /** `HMGET`. */
+  readonly name: string;
+  /** Of a script: our name for it. */
+  readonly script: string | undefined;
+  /** By `performance.now()`, as is the end. */
+  readonly startedMs: number;
+  readonly endedMs: number;
+  /** Why there was no answer, or none that helps; absent on success. */
+  readonly failure?: StoreFailure;
+  /** The first word of what the server said in place of an answer, such as `READONLY`. */
+  readonly code?: string | undefined;
+}
+
 /** Told of what happens between a store and its server, beside the answers. */
 export interface StoreObserver {
+  /** Told at the end of each attempt, on the asynchronous way of whoever asked (`core/on-behalf.ts`). */
+  command(command: StoreCommand): void;
   /** An attempt got no answer. `breaker`: none was made, because the ones before it had none. */
   failed(reason: StoreFailure): void;
   connection(connection: "data" | "tracking" | "messages", event: "ready" | "lost"): void;

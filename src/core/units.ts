@@ -12,6 +12,13 @@ export function parseDuration(text: string): number | undefined {
   return Math.round(Number(match[1]) * DURATION_MS[match[2] as keyof typeof DURATION_MS]);
 }
 
+/** The shortest text that `parseDuration` reads as so many milliseconds. */
+export function formatDuration(ms: number): string {
+  const units = Object.entries(DURATION_MS).reverse();
+  const [name, unitMs] = units.find(([, unitMs]) => ms >= unitMs && ms % unitMs === 0) ?? ["ms", 1];
+  return `${ms / unitMs}${name}`;
+}
+
 const SIZE_BYTES = { B: 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 } as const;
 
 /**

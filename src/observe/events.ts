@@ -209,9 +209,12 @@ export const EVENTS = {
     advice: "Make one with `openssl rand -base64 32`.",
   },
   "config.reloaded": {
-    levels: ["info"],
-    about: "The configuration was read again and is in effect.",
-    fields: { applied: "Settings that changed.", needs_restart: "Settings that changed, but only count at a start." },
+    levels: ["info", "warn"],
+    about: "The configuration was read again (SIGHUP); `warn` when a part of it only counts at a start.",
+    fields: {
+      applied: "Keys that changed and are in effect.",
+      needs_restart: "Keys that differ from what is in effect, and only count at a start.",
+    },
     advice: "Restart when `needs_restart` names something.",
   },
   "config.reload-refused": {
@@ -220,11 +223,34 @@ export const EVENTS = {
     fields: { problems: "What is wrong, each with its path." },
     advice: "Correct the file; a restart with it would fail.",
   },
+  "config.nothing-to-reload": {
+    levels: ["warn"],
+    about: "SIGHUP came, and the configuration is on the command line.",
+    fields: {},
+    advice: "Restart with other options, or use `--config FILE`.",
+  },
   "observe.changed": {
     levels: ["info"],
-    about: "What is observed was changed at run time (`POST /observe`), until the next start or reload.",
-    fields: { changes: "Settings and their new values." },
+    about: "What is observed was changed while the gateway runs.",
+    fields: {
+      by: "`operator` (`POST /observe`), `time` (what was meant for a while is over) or `reload`.",
+      changed: "By key of the section `observe`: `from`, the value before, and `to`.",
+      "until?": "When it ends by itself, ISO 8601.",
+    },
     advice: "Nothing, if you know who did it.",
+  },
+  "traces.down": {
+    levels: ["warn"],
+    about: "The collector does not take spans; they are dropped until it does. Once for each outage.",
+    fields: { failure: "The code of a broken connection, or a status of HTTP or gRPC." },
+    advice:
+      "`ECONNREFUSED`: it is down, or `OTEL_EXPORTER_OTLP_ENDPOINT` is wrong. `401`: see `OTEL_EXPORTER_OTLP_HEADERS`.",
+  },
+  "traces.up": {
+    levels: ["info"],
+    about: "It takes them again.",
+    fields: {},
+    advice: "Nothing; `coatcheck_spans_dropped_total` says how many are missing.",
   },
   "watch.began": {
     levels: ["info"],

@@ -1,5 +1,6 @@
 import pino from "pino";
 import type { Exchange } from "../core/exchange.ts";
+import type { AccessLines, LogLevel } from "../core/observe-settings.ts";
 import { isoTime, renderAccessLine } from "./access-line.ts";
 import { BatchedOutput } from "./batched-output.ts";
 import type { EventName, Level } from "./events.ts";
@@ -24,10 +25,8 @@ export interface LogDestination {
   write(line: string): void;
 }
 
-export type AccessLines = "all" | "errors" | "none";
-
 export interface LogOptions {
-  readonly level: string;
+  readonly level: LogLevel;
   readonly access: AccessLines;
   /** Share of the successful and fast requests that get an access line, 0 to 1. */
   readonly sample: number;
@@ -84,7 +83,7 @@ export class Log {
     return this.#pino.level;
   }
 
-  set level(level: string) {
+  set level(level: LogLevel) {
     this.#pino.level = level;
   }
 

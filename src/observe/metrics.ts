@@ -1,7 +1,7 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchange.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
-import { FEED_STATES, type FeedState, type StoreFailure } from "../core/store.ts";
+import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 
@@ -32,6 +32,7 @@ export class Metrics {
   readonly #upstreams = new Map<string, boolean>();
   readonly #operations = this.#counter("coatcheck_session_operations_total");
   readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
+  readonly #commandDuration = this.#histogram("db_client_operation_duration_seconds");
   readonly #events = this.#counter("coatcheck_session_events_total");
   readonly #touchesDropped = this.#counter("coatcheck_session_touches_dropped_total");
   readonly #storeUp = this.#gauge("coatcheck_session_store_up");
@@ -47,6 +48,10 @@ export class Metrics {
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
   readonly #watchesActive = this.#gauge("coatcheck_watches_active");
+  readonly #spansExported = this.#counter("coatcheck_spans_exported_total");
+  readonly #reloads = this.#counter("coatcheck_config_reloads_total");
+  readonly #lastReloadSuccessful = this.#gauge("coatcheck_config_last_reload_successful");
+  readonly #lastReloadTimestamp = this.#gauge("coatcheck_config_last_reload_timestamp_seconds");
   readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
   readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
@@ -73,6 +78,8 @@ export class Metrics {
     this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
       this.set(cache().bytes);
     });
+    for (const result of ["applied", "refused"]) this.#reloads.inc({ result }, 0);
+    this.#configurationApplied();
     collectDefaultMetrics({ register: this.#registry });
   }
 
@@ -139,7 +146,7 @@ export class Metrics {
     });
   }
 
-  #clientSeries({ methodLabel, upstream = "", upstreamStatus, error }: Exchange): Series {
+  #clientSeries({ methodLabel, upstream = "", upstreamStatus, upstreamError: error }: Exchange): Series {
     const key = `${upstream} ${methodLabel} ${upstreamStatus} ${error}`;
     const known = this.#clientDuration.find(key);
     if (known !== undefined) return known;
@@ -156,6 +163,19 @@ export class Metrics {
     const key = `${operation} ${store}`;
     const series = this.#operationDuration.find(key) ?? this.#operationDuration.add(key, { operation, store });
     series.observe(seconds);
+  }
+
+  /** @param exchange on whose behalf it was sent. */
+  storeCommand({ server, name, startedMs, endedMs, failure }: StoreCommand, exchange: Exchange | undefined): void {
+    const key = `${server.system} ${name} ${failure}`;
+    const series =
+      this.#commandDuration.find(key) ??
+      this.#commandDuration.add(key, {
+        db_system_name: server.system,
+        db_operation_name: name,
+        ...errorType(failure),
+      });
+    series.observe((endedMs - startedMs) / 1000, exchange?.sampled ? exchange.traceId : undefined);
   }
 
   storeFailed(reason: StoreFailure): void {
@@ -217,6 +237,21 @@ export class Metrics {
 
   watchesActive(count: number): void {
     this.#watchesActive.set(count);
+  }
+
+  reloaded(result: "applied" | "refused"): void {
+    this.#reloads.inc({ result });
+    if (result === "applied") this.#configurationApplied();
+    else this.#lastReloadSuccessful.set(0);
+  }
+
+  #configurationApplied(): void {
+    this.#lastReloadSuccessful.set(1);
+    this.#lastReloadTimestamp.set(Date.now() / 1000);
+  }
+
+  spansExported(count: number): void {
+    this.#spansExported.inc(count);
   }
 
   logLinesDropped(count: number): void {

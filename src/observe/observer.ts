@@ -1,26 +1,36 @@
 import type { Exchange } from "../core/exchange.ts";
+import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
+import { servedExchange } from "../core/on-behalf.ts";
 import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
+import type { TraceExport } from "../core/trace-export.ts";
 import { InstrumentedStore } from "./instrumented-store.ts";
-import { type AccessLines, Log, type LogDestination } from "./logging.ts";
+import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
+import { RuntimeSettings, type SettingsChange } from "./settings.ts";
 import { RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
-import { Tracing } from "./tracing.ts";
+import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
-export interface ObserverOptions {
+/** What the configuration says of the observation. */
+export interface ObserveConfig extends ObserveSettings {
+  readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
+}
+
+/** What became of a new configuration, by the names of its keys. */
+export interface ReloadResult {
+  /** Changed, and in effect. */
+  readonly applied: readonly string[];
+  /** Changed, and not in effect before the next start. */
+  readonly needsRestart: readonly string[];
+}
+
+export interface ObserverOptions extends ObserveConfig {
   readonly version: string;
   readonly nodeVersion: string;
-  readonly log: { readonly level: string; readonly access: AccessLines; readonly sample: number };
-  readonly traces: {
-    readonly ratio: number;
-    readonly slowerThanMs: number;
-    readonly errors: boolean;
-    readonly exported: boolean;
-    readonly exportDelayMs: number;
-  };
-  readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
+  /** `undefined`: no spans are exported. */
+  readonly traceExport: TraceExport | undefined;
   readonly logDestination?: LogDestination;
   /** See `LogOptions`. */
   readonly prettyLog?: { readonly colours: boolean };
@@ -32,13 +42,21 @@ export class Observer {
   readonly log: Log;
   readonly recorder: Recorder;
   readonly watches: Watches;
-  readonly #tracing: Tracing | undefined;
-  readonly #ratio: number;
   readonly #spoofAttempts: SpoofAttempts;
   readonly #refusedWriteBacks: RefusedWriteBacks;
+  readonly settings: RuntimeSettings;
+  #recorderSizes: ObserveConfig["recorder"];
+  #tracing: Tracing | undefined;
+  #ratio: number;
 
-  constructor(options: ObserverOptions) {
-    const { version, traces, recorder, logDestination, prettyLog } = options;
+  static async create(options: ObserverOptions): Promise<Observer> {
+    const observer = new Observer(options);
+    if (options.traceExport !== undefined) await observer.#openTracing(options.traceExport, options);
+    return observer;
+  }
+
+  private constructor(options: ObserverOptions) {
+    const { traces, recorder, logDestination, prettyLog } = options;
     this.metrics = new Metrics(options);
     this.log = new Log({
       ...options.log,
@@ -55,9 +73,65 @@ export class Observer {
       onEnded: (watch, by) => this.#watchChanged("watch.ended", watch, { by, requests: watch.requests }),
     });
     this.#ratio = traces.ratio;
-    if (traces.exported) {
-      this.#tracing = new Tracing({ ...traces, version, onDropped: (spans) => this.metrics.spansDropped(spans) });
-    }
+    this.#recorderSizes = recorder;
+    this.settings = new RuntimeSettings({ log: options.log, traces }, (change) => this.#changed(change));
+  }
+
+  /** OpenTelemetry is loaded only where spans are exported. */
+  async #openTracing(traceExport: TraceExport, { traces, version }: ObserverOptions): Promise<void> {
+    const { Tracing } = await import("./tracing.ts");
+    this.#tracing = await Tracing.open({
+      rules: traces,
+      traceExport,
+      version,
+      onExported: (spans) => this.metrics.spansExported(spans),
+      onDropped: (spans) => this.metrics.spansDropped(spans),
+      onCollector: (failure) => {
+        if (failure === undefined) this.log.event("info", "traces.up", "the collector takes spans again");
+        else this.log.event("warn", "traces.down", "the collector does not take spans; they are dropped", { failure });
+      },
+    });
+  }
+
+  /** A new configuration: it replaces what operators changed meanwhile. */
+  reconfigure({ log, traces, recorder }: ObserveConfig): void {
+    this.#recorderSizes = recorder;
+    this.recorder.adjust({ ...recorder, slowerThanMs: traces.slowerThanMs });
+    this.settings.replace({ log, traces });
+  }
+
+  /** @param keys of the configuration, by name. */
+  reloaded(keys: ReloadResult): void {
+    this.metrics.reloaded("applied");
+    const { applied, needsRestart } = keys;
+    const waits = needsRestart.length > 0 ? `; a restart is needed for ${needsRestart.join(", ")}` : "";
+    const level = needsRestart.length > 0 ? "warn" : "info";
+    this.log.event(level, "config.reloaded", `configuration read again${waits}`, {
+      applied,
+      needs_restart: needsRestart,
+    });
+  }
+
+  reloadRefused(problems: readonly string[]): void {
+    this.metrics.reloaded("refused");
+    const message = "the configuration has problems; what was in effect goes on";
+    this.log.event("error", "config.reload-refused", message, { problems });
+  }
+
+  #changed({ by, before, after, changed, until }: SettingsChange): void {
+    const tell = () =>
+      this.log.event("info", "observe.changed", "what is observed was changed", { by, changed, until });
+    // Told while more is written, or nobody would see the step towards silence.
+    const quieter = LOG_LEVELS.indexOf(after.log.level) > LOG_LEVELS.indexOf(before.log.level);
+    if (quieter) tell();
+    this.log.level = after.log.level;
+    this.log.access = after.log.access;
+    this.log.sample = after.log.sample;
+    this.log.slowerThanMs = after.traces.slowerThanMs;
+    this.#ratio = after.traces.ratio;
+    this.recorder.adjust({ ...this.#recorderSizes, slowerThanMs: after.traces.slowerThanMs });
+    if (this.#tracing !== undefined) this.#tracing.rules = after.traces;
+    if (!quieter) tell();
   }
 
   /** The head decision for a trace that begins here. */
@@ -125,6 +199,11 @@ export class Observer {
 
   storeObserver(): StoreObserver {
     return {
+      command: (command) => {
+        const exchange = servedExchange();
+        exchange?.countStoreCommand(command);
+        this.metrics.storeCommand(command, exchange);
+      },
       failed: (reason) => this.metrics.storeFailed(reason),
       connection: (connection, event) => {
         this.metrics.storeConnection(connection, event);
@@ -159,6 +238,7 @@ export class Observer {
 
   /** Sends what is gathered; a collector that does not answer is not waited for longer than `timeoutMs`. */
   async close(timeoutMs: number): Promise<void> {
+    this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     this.#spoofAttempts.close();
     this.#refusedWriteBacks.close();

@@ -1,5 +1,6 @@
 import type { Capture } from "../core/capture.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { StoreCommand } from "../core/store.ts";
 
 /** An exchange as JSON, for `GET /debug/exchanges`. An allow-list: a new field appears here or nowhere. */
 export function renderRecord(exchange: Exchange) {
@@ -33,10 +34,14 @@ export function renderRecord(exchange: Exchange) {
       strippedNames: exchange.strippedNames ?? [],
       identity: exchange.identified,
     },
+    storeCommands: exchange.storeCommands?.map((command) => renderCommand(exchange, command)),
+    storeCommandsDropped: exchange.storeCommandsDropped,
     writeBack: exchange.writeBack?.map(({ command, result }) => ({ command, result })),
     writeBackKeysDropped: exchange.writeBackDropped,
     upstream:
-      exchange.upstream === undefined ? undefined : { address: exchange.upstream, status: exchange.upstreamStatus },
+      exchange.upstream === undefined
+        ? undefined
+        : { address: exchange.upstream, status: exchange.upstreamStatus, error: exchange.upstreamError },
     response: {
       status: exchange.status,
       source: exchange.source,
@@ -54,6 +59,19 @@ export function renderRecord(exchange: Exchange) {
       upstreamEnd: exchange.upstreamEndMs,
       ended: exchange.endedMs,
     },
+  };
+}
+
+function renderCommand(exchange: Exchange, command: StoreCommand) {
+  const { server, name, script, startedMs, endedMs, failure, code } = command;
+  return {
+    name,
+    script,
+    server: server.address === undefined ? server.system : `${server.address}:${server.port}`,
+    started: exchange.sinceStart(startedMs),
+    ended: exchange.sinceStart(endedMs),
+    failure,
+    code,
   };
 }
 

@@ -14,7 +14,7 @@ export interface RecorderOptions {
 /** The last exchanges, and apart from them the last slow and the last failed ones, which busy hours would wash away. */
 export class Recorder {
   readonly #rings: Readonly<Record<RingName, Ring<Exchange>>>;
-  readonly #slowerThanMs: number;
+  #slowerThanMs: number;
 
   constructor(options: RecorderOptions) {
     this.#rings = {
@@ -23,6 +23,14 @@ export class Recorder {
       errors: new Ring(options.errors),
     };
     this.#slowerThanMs = options.slowerThanMs;
+  }
+
+  /** From now on; of a ring that shrinks the oldest go. */
+  adjust({ slowerThanMs, ...sizes }: RecorderOptions): void {
+    this.#slowerThanMs = slowerThanMs;
+    this.#rings.recent.resize(sizes.exchanges);
+    this.#rings.slow.resize(sizes.slow);
+    this.#rings.errors.resize(sizes.errors);
   }
 
   /** Keeps the exchange as it is; it is rendered when somebody asks. */
@@ -45,8 +53,8 @@ export class Recorder {
 
 /** A fixed number of places, the oldest overwritten. */
 export class Ring<T> {
-  readonly #places: T[] = [];
-  readonly #size: number;
+  #places: T[] = [];
+  #size: number;
   #next = 0;
 
   constructor(size: number) {
@@ -61,6 +69,13 @@ export class Ring<T> {
     if (this.#size === 0) return;
     this.#places[this.#next] = item;
     this.#next = (this.#next + 1) % this.#size;
+  }
+
+  resize(size: number): void {
+    if (size === this.#size) return;
+    this.#places = this.newestFirst(size).reverse();
+    this.#size = size;
+    this.#next = size === 0 ? 0 : this.#places.length % size;
   }
 
   newestFirst(limit: number): T[] {

@@ -8,6 +8,7 @@ export const STEPS = [
   "route",
   "cookie",
   "session",
+  "store-command",
   "policy",
   "injected",
   "forwarded",
@@ -40,6 +41,7 @@ export function stepsOf(record: ExchangeRecord): Step[] {
       tookMs: between(timings.resolveStarted, timings.resolved),
       detail: sessionText(record),
     });
+    steps.push(...commandSteps(record, (startedMs) => startedMs <= (timings.resolved ?? Infinity)));
     if (session.decision !== "undecided") steps.push({ step: "policy", detail: DECISION_TEXTS[session.decision] });
   } else if (error?.type === "destination_not_found") {
     steps.push({ step: "route", detail: "none for this host and path" });
@@ -61,6 +63,7 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
     const tookMs = between(forwarded, upstreamHead);
     steps.push({ step: "upstream-head", atMs: rounded(upstreamHead), tookMs, detail: `status ${upstream.status}` });
   }
+  steps.push(...commandSteps(record, (startedMs) => startedMs > (timings.resolved ?? Infinity)));
   if (writeBack.length > 0) {
     const tookMs = between(upstreamHead, saved);
     steps.push({ step: "write-back", atMs: rounded(saved), tookMs, detail: writeBackText(record) });
@@ -70,6 +73,18 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
     steps.push({ step: "upstream-end", atMs: rounded(upstreamEnd), tookMs: between(forwarded, upstreamEnd), detail });
   }
   return steps;
+}
+
+/** @param isMeant by when the command was sent: for the look-up, or after it. */
+function commandSteps({ storeCommands = [] }: ExchangeRecord, isMeant: (startedMs: number) => boolean): Step[] {
+  return storeCommands
+    .filter(({ started }) => isMeant(started))
+    .map(({ name, script, server, started, ended, failure, code }) => ({
+      step: "store-command",
+      atMs: rounded(started),
+      tookMs: between(started, ended),
+      detail: `${script === undefined ? name : `${name} ${script}`} to ${server}${failure === undefined ? "" : `: ${code ?? failure}`}`,
+    }));
 }
 
 function between(fromMs: number | undefined, toMs: number | undefined): number | undefined {

@@ -1,12 +1,4 @@
-import {
-  type Attributes,
-  type HrTime,
-  type SpanContext,
-  SpanKind,
-  SpanStatusCode,
-  TraceFlags,
-} from "@opentelemetry/api";
-import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-http";
+import { type SpanContext, SpanKind, SpanStatusCode, TraceFlags } from "@opentelemetry/api";
 import {
   defaultResource,
   detectResources,
@@ -16,62 +8,74 @@ import {
 } from "@opentelemetry/resources";
 import { BatchSpanProcessor, type ReadableSpan, type SpanExporter } from "@opentelemetry/sdk-trace";
 import type { Exchange } from "../core/exchange.ts";
-import { newSpanId } from "../core/trace-context.ts";
-import { ATTRIBUTES as A } from "./names.ts";
+import type { ObserveSettings } from "../core/observe-settings.ts";
+import type { TraceExport } from "../core/trace-export.ts";
+import { exportFailure, openExporter } from "./exporter.ts";
+import { renderSpans, type SpanInit } from "./spans.ts";
 
 export interface TracingOptions {
-  readonly ratio: number;
-  readonly slowerThanMs: number;
-  readonly errors: boolean;
-  /** How long spans are gathered before they are sent, milliseconds. */
-  readonly exportDelayMs: number;
+  readonly rules: ObserveSettings["traces"];
+  readonly traceExport: TraceExport;
   readonly version: string;
+  readonly onExported: (spans: number) => void;
   readonly onDropped: (spans: number) => void;
+  /** Told when the collector stops taking spans, with a word for the reason, and when it takes them again. */
+  readonly onCollector: (failure: string | undefined) => void;
 }
-
-/** Spans waiting for the collector; beyond these they are dropped and counted. */
-const MAX_QUEUED_SPANS = 4096;
 
 /**
  * Spans, rendered from a closed exchange and only when they are to be exported: a request that is not exported has
  * never made one. The standard OTEL_* variables say where they go.
  */
 export class Tracing {
+  /** Which exchanges are exported; replaced when the settings change. */
+  rules: ObserveSettings["traces"];
   readonly #options: TracingOptions;
   readonly #processor: BatchSpanProcessor;
   readonly #resource: Resource;
   readonly #scope: { readonly name: string; readonly version: string };
   #queued = 0;
+  #failing = false;
 
-  constructor(options: TracingOptions) {
+  /** Loads the exporter that the environment asks for. */
+  static async open(options: TracingOptions): Promise<Tracing> {
+    return new Tracing(options, await openExporter(options.traceExport.protocol));
+  }
+
+  private constructor(options: TracingOptions, exporter: SpanExporter) {
+    const { rules, version, traceExport } = options;
+    this.rules = rules;
     this.#options = options;
-    this.#scope = { name: "coatcheck", version: options.version };
+    this.#scope = { name: "coatcheck", version };
     this.#resource = defaultResource()
-      .merge(resourceFromAttributes({ "service.name": "coatcheck", "service.version": options.version }))
+      .merge(resourceFromAttributes({ "service.name": "coatcheck", "service.version": version }))
       .merge(detectResources({ detectors: [envDetector] }));
     this.#processor = new BatchSpanProcessor({
-      exporter: this.#counting(new OTLPTraceExporter()),
-      maxQueueSize: MAX_QUEUED_SPANS,
-      scheduledDelayMillis: options.exportDelayMs,
+      exporter: this.#counting(exporter),
+      maxQueueSize: traceExport.maxQueuedSpans,
+      maxExportBatchSize: traceExport.maxBatchSpans,
+      scheduledDelayMillis: traceExport.scheduleDelayMs,
+      exportTimeoutMillis: traceExport.exportTimeoutMs,
     });
   }
 
   /** The export decision, taken when everything is known. */
   exchange(exchange: Exchange): void {
-    const { slowerThanMs, errors } = this.#options;
-    const failed = exchange.error !== undefined || exchange.status >= 500;
-    if (!exchange.sampled && !(errors && failed) && (exchange.endedMs ?? 0) <= slowerThanMs) return;
-    const spans = this.#render(exchange);
-    if (this.#queued + spans.length > MAX_QUEUED_SPANS) {
+    if (!this.#isWanted(exchange)) return;
+    const spans = renderSpans(exchange);
+    if (this.#queued + spans.length > this.#options.traceExport.maxQueuedSpans) {
       this.#options.onDropped(spans.length);
       return;
     }
     this.#queued += spans.length;
-    for (const span of spans) this.#processor.onEnd(span);
+    for (const span of spans) this.#processor.onEnd(this.#readable(exchange, span));
   }
 
-  flush(): Promise<void> {
-    return this.#processor.forceFlush();
+  #isWanted(exchange: Exchange): boolean {
+    const { errors, slowerThanMs } = this.rules;
+    if (exchange.sampled || exchange.watched) return true;
+    if (errors && (exchange.error !== undefined || exchange.status >= 500)) return true;
+    return (exchange.endedMs ?? 0) > slowerThanMs;
   }
 
   close(): Promise<void> {
@@ -83,7 +87,13 @@ export class Tracing {
       export: (spans, done) =>
         exporter.export(spans, (result) => {
           this.#queued -= spans.length;
-          if (result.code !== 0) this.#options.onDropped(spans.length);
+          const failed = result.code !== 0;
+          if (failed) this.#options.onDropped(spans.length);
+          else this.#options.onExported(spans.length);
+          if (failed !== this.#failing) {
+            this.#failing = failed;
+            this.#options.onCollector(failed ? exportFailure(result.error) : undefined);
+          }
           done(result);
         }),
       shutdown: () => exporter.shutdown(),
@@ -91,92 +101,19 @@ export class Tracing {
     };
   }
 
-  #render(exchange: Exchange): ReadableSpan[] {
-    const endMs = exchange.endedMs ?? 0;
-    const spans = [this.#serverSpan(exchange, endMs)];
-    if (exchange.resolveStartedMs !== undefined) {
-      spans.push(
-        this.#span(exchange, {
-          name: "session resolve",
-          spanId: newSpanId(),
-          kind: SpanKind.INTERNAL,
-          startMs: exchange.resolveStartedMs,
-          endMs: exchange.resolvedMs ?? endMs,
-          failed: exchange.session === "unavailable",
-          attributes: { [A.sessionOutcome]: exchange.session, ...optional(A.handle, exchange.handle) },
-        }),
-      );
-    }
-    if (exchange.forwardedMs !== undefined) spans.push(this.#upstreamSpan(exchange, exchange.forwardedMs, endMs));
-    return spans;
-  }
-
-  #serverSpan(exchange: Exchange, endMs: number): ReadableSpan {
-    const { methodLabel, route, status, error } = exchange;
-    const method = methodLabel === "_OTHER" ? "HTTP" : methodLabel;
-    return this.#span(exchange, {
-      name: route === undefined ? method : `${method} ${route.id}`,
-      spanId: exchange.spanId,
-      parentSpanId: exchange.parentSpanId,
-      kind: SpanKind.SERVER,
-      startMs: 0,
-      endMs,
-      failed: status >= 500,
-      attributes: {
-        [A.method]: methodLabel,
-        [A.path]: exchange.path,
-        [A.scheme]: exchange.scheme,
-        [A.host]: exchange.host,
-        [A.client]: exchange.clientAddress,
-        [A.protocolVersion]: exchange.httpVersion,
-        [A.status]: status,
-        [A.sessionOutcome]: exchange.session,
-        [A.decision]: exchange.decision,
-        [A.source]: exchange.source,
-        ...optional(A.route, route?.id),
-        ...optional(A.errorType, error),
-        ...optional(A.handle, exchange.handle),
-      },
-    });
-  }
-
-  #upstreamSpan(exchange: Exchange, startMs: number, endMs: number): ReadableSpan {
-    const { upstream = "", upstreamStatus, error } = exchange;
-    const colon = upstream.lastIndexOf(":");
-    return this.#span(exchange, {
-      name: exchange.methodLabel === "_OTHER" ? "HTTP" : exchange.methodLabel,
-      spanId: exchange.upstreamSpanId ?? newSpanId(),
-      kind: SpanKind.CLIENT,
-      startMs,
-      endMs: exchange.upstreamEndMs ?? endMs,
-      failed: error !== undefined || (upstreamStatus ?? 0) >= 400,
-      attributes: {
-        [A.method]: exchange.methodLabel,
-        [A.serverAddress]: upstream.slice(0, colon),
-        [A.serverPort]: Number(upstream.slice(colon + 1)),
-        ...optional(A.status, upstreamStatus),
-        ...optional(A.errorType, error),
-      },
-    });
-  }
-
-  #span(exchange: Exchange, span: SpanInit): ReadableSpan {
-    const context = (spanId: string): SpanContext => ({
-      traceId: exchange.traceId,
-      spanId,
-      traceFlags: TraceFlags.SAMPLED,
-    });
+  #readable({ traceId, startedAt }: Exchange, span: SpanInit): ReadableSpan {
+    const { kind, parentSpanId } = span;
+    const context = (spanId: string): SpanContext => ({ traceId, spanId, traceFlags: TraceFlags.SAMPLED });
     const own = context(span.spanId);
-    const parentSpanId = span.kind === SpanKind.SERVER ? span.parentSpanId : exchange.spanId;
     return {
       name: span.name,
-      kind: span.kind,
+      kind,
       spanContext: () => own,
       ...(parentSpanId !== undefined && {
-        parentSpanContext: { ...context(parentSpanId), isRemote: span.kind === SpanKind.SERVER },
+        parentSpanContext: { ...context(parentSpanId), isRemote: kind === SpanKind.SERVER },
       }),
-      startTime: toHrTime(exchange.startedAt + span.startMs),
-      endTime: toHrTime(exchange.startedAt + span.endMs),
+      startTime: toHrTime(startedAt + span.startMs),
+      endTime: toHrTime(startedAt + span.endMs),
       duration: toHrTime(span.endMs - span.startMs),
       status: { code: span.failed ? SpanStatusCode.ERROR : SpanStatusCode.UNSET },
       attributes: span.attributes,
@@ -192,24 +129,8 @@ export class Tracing {
   }
 }
 
-interface SpanInit {
-  readonly name: string;
-  readonly spanId: string;
-  readonly parentSpanId?: string | undefined;
-  readonly kind: SpanKind;
-  /** Milliseconds after the start of the exchange. */
-  readonly startMs: number;
-  readonly endMs: number;
-  readonly failed: boolean;
-  readonly attributes: Attributes;
-}
-
-function optional(name: string, value: string | number | undefined): Attributes {
-  return value === undefined ? {} : { [name]: value };
-}
-
 /** Seconds and nanoseconds. */
-function toHrTime(ms: number): HrTime {
+function toHrTime(ms: number): [seconds: number, nanoseconds: number] {
   const seconds = Math.floor(ms / 1000);
   return [seconds, Math.round((ms - seconds * 1000) * 1e6)];
 }

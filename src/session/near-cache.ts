@@ -1,6 +1,8 @@
 import { LRUCache } from "lru-cache";
 import { storeUnavailable } from "../core/errors.ts";
+import type { Exchange } from "../core/exchange.ts";
 import { type Json, roughSize } from "../core/json.ts";
+import { onBehalfOf } from "../core/on-behalf.ts";
 import { endOf, type FindResult, type Session, type SessionKey } from "../core/session.ts";
 import type { ChangeListener, FeedState, MaybePromise, SessionStore } from "../core/store.ts";
 import { outage, type Resolution, resolution, type SessionLookup } from "./resolver.ts";
@@ -108,12 +110,12 @@ export class NearCache implements SessionLookup, ChangeListener {
     return this.#feed;
   }
 
-  find(key: SessionKey): MaybePromise<Resolution> {
+  find(key: SessionKey, exchange?: Exchange): MaybePromise<Resolution> {
     if (this.#isTold) {
       const entry = this.#entries.get(key);
       if (entry !== undefined && this.#stateOf(entry) === "used") return entry.hit;
     }
-    return this.#lookUp(key);
+    return this.#lookUp(key, exchange);
   }
 
   /** What `find` would make of the entry of a key, for an operator: changes nothing, not even whose turn it is to go. */
@@ -170,11 +172,15 @@ export class NearCache implements SessionLookup, ChangeListener {
     this.#options.observer.changeDelay(by, ms);
   }
 
-  #lookUp(key: SessionKey): MaybePromise<Resolution> {
+  #lookUp(key: SessionKey, exchange: Exchange | undefined): MaybePromise<Resolution> {
     const flight = this.#flights.get(key);
     if (flight !== undefined && !flight.overtaken && performance.now() - flight.startedMs < JOIN_WITHIN_MS) {
       return flight.answer.then(coalesced);
     }
+    return onBehalfOf(exchange, this.#askStore, key);
+  }
+
+  readonly #askStore = (key: SessionKey): MaybePromise<Resolution> => {
     let found: MaybePromise<FindResult>;
     try {
       found = this.#options.store.find(key);
@@ -183,7 +189,7 @@ export class NearCache implements SessionLookup, ChangeListener {
     }
     if (!(found instanceof Promise)) return resolution(key, found, "store");
     return this.#await(key, found);
-  }
+  };
 
   #await(key: SessionKey, first: Promise<FindResult>): Promise<Resolution> {
     const { promise: answer, resolve } = Promise.withResolvers<Resolution>();

@@ -1,6 +1,7 @@
 import { type ProxyError, storeUnavailable } from "../core/errors.ts";
-import type { SessionOutcome, SessionSource } from "../core/exchange.ts";
+import type { Exchange, SessionOutcome, SessionSource } from "../core/exchange.ts";
 import type { IdentityValues } from "../core/identity.ts";
+import { onBehalfOf } from "../core/on-behalf.ts";
 import type { FindResult, Session, SessionKey, SessionLife } from "../core/session.ts";
 import type { MaybePromise, SessionStore } from "../core/store.ts";
 import type { PresentedCookie } from "./cookie.ts";
@@ -26,20 +27,26 @@ export interface Resolution {
 
 /** Where sessions are looked up: a store, or a cache before it. It answers an outage and does not throw it. */
 export interface SessionLookup {
-  find(key: SessionKey): MaybePromise<Resolution>;
+  /** @param exchange whose spans and record tell of the commands that this takes. */
+  find(key: SessionKey, exchange?: Exchange): MaybePromise<Resolution>;
 }
 
 /** Asks the store each time: for stores in this process, and those that do not tell of changes. */
 export class StoreLookup implements SessionLookup {
   readonly #store: Pick<SessionStore, "find">;
+  readonly #find: (key: SessionKey) => MaybePromise<FindResult>;
+  /** Such a store sends commands to a server; one in this process should not pay for being able to tell whose they are. */
+  readonly #isRemote: boolean;
 
-  constructor(store: Pick<SessionStore, "find">) {
+  constructor(store: Pick<SessionStore, "find" | "watch">) {
     this.#store = store;
+    this.#find = (key) => store.find(key);
+    this.#isRemote = store.watch !== undefined;
   }
 
-  find(key: SessionKey): MaybePromise<Resolution> {
+  find(key: SessionKey, exchange?: Exchange): MaybePromise<Resolution> {
     try {
-      const found = this.#store.find(key);
+      const found = this.#isRemote ? onBehalfOf(exchange, this.#find, key) : this.#store.find(key);
       return found instanceof Promise
         ? found.then((result) => resolution(key, result, "store"), outage)
         : resolution(key, found, "store");
@@ -57,19 +64,27 @@ const MALFORMED: Resolution = { outcome: "malformed" };
  * The session of a verified cookie. A cookie that did not verify never gets this far. An answer that is there at once
  * costs no promise.
  */
-export function resolveSession(lookup: SessionLookup, cookie: PresentedCookie): MaybePromise<Resolution> {
+export function resolveSession(
+  lookup: SessionLookup,
+  cookie: PresentedCookie,
+  exchange?: Exchange,
+): MaybePromise<Resolution> {
   if (cookie.verdict === "absent") return ABSENT;
   if (cookie.keys.length === 0) return MALFORMED;
-  if (cookie.keys.length > 1) return resolveAmong(lookup, cookie.keys);
-  return lookup.find(cookie.keys[0] as SessionKey);
+  if (cookie.keys.length > 1) return resolveAmong(lookup, cookie.keys, exchange);
+  return lookup.find(cookie.keys[0] as SessionKey, exchange);
 }
 
 /**
  * Several verified cookies of one name: one is left over from another path or domain, or was planted by a neighbouring
  * host ("cookie tossing"). The one whose session lives is meant; if more than one does, none is believed.
  */
-async function resolveAmong(lookup: SessionLookup, keys: readonly SessionKey[]): Promise<Resolution> {
-  const resolutions = await Promise.all(keys.map((key) => lookup.find(key)));
+async function resolveAmong(
+  lookup: SessionLookup,
+  keys: readonly SessionKey[],
+  exchange?: Exchange,
+): Promise<Resolution> {
+  const resolutions = await Promise.all(keys.map((key) => lookup.find(key, exchange)));
   const down = resolutions.find((candidate) => candidate.outcome === "unavailable");
   if (down !== undefined) return down;
   const live = resolutions.filter((candidate) => candidate.outcome === "hit");

@@ -9,9 +9,14 @@ export interface RedisFailure {
   readonly again: boolean;
   /** The server can be read, though it refuses this. */
   readonly readable: boolean;
+  /** The first word of the server's reply, such as `READONLY`; absent when it was not the server that said it. */
+  readonly code?: string;
   /** For operators; replies of the server that are hard to understand are explained. */
   readonly message: string;
 }
+
+/** Longer words are no codes; the longest that Redis has is half of that. */
+const MAX_CODE_LENGTH = 32;
 
 /** Nothing was sent. */
 export const NO_CONNECTION = "there is no connection";
@@ -51,13 +56,15 @@ export function redisFailure(error: unknown): RedisFailure {
   // Scripts, pipelines and ioredis itself put words of their own before the server's.
   const word = /^(?:Too many Cluster redirections. Last error: )?(?:ReplyError: )?([A-Z]+)\b/.exec(message)?.[1];
   const reply = word === undefined ? undefined : REPLIES[word];
+  const code = word?.slice(0, MAX_CODE_LENGTH);
   if (reply !== undefined) {
     const { reason, again = false, unreadable = false, explanation } = reply;
     const explained = explanation === undefined ? message : `${message} (${explanation})`;
-    return { reason, again, readable: !unreadable, message: explained };
+    return { reason, again, readable: !unreadable, ...(code && { code }), message: explained };
   }
   // MISCONF, NOREPLICAS, an error in a script: whatever it is, it was the server that said it.
-  if (error instanceof ReplyError) return { reason: "other", again: false, readable: true, message };
+  if (error instanceof ReplyError)
+    return { reason: "other", again: false, readable: true, ...(code && { code }), message };
   if (/timed? ?out/i.test(message)) return { reason: "timeout", again: false, readable: false, message };
   if (message === NO_CONNECTION || /enableOfflineQueue/.test(message)) {
     return { reason: "closed", again: true, readable: false, message: NO_CONNECTION };

@@ -1,11 +1,11 @@
 import { readFileSync } from "node:fs";
-import slotOf from "cluster-key-slot";
 import { Cluster, Redis, type RedisOptions } from "ioredis";
 import { ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { RedisAddress, RedisHost } from "../core/redis-url.ts";
 import type { StoreObserver } from "../core/store.ts";
 import { Breaker } from "./breaker.ts";
 import { NO_CONNECTION, type RedisFailure, redisFailure } from "./redis-failures.ts";
+import { hostAndPort, RedisServers, THE_SERVER } from "./redis-servers.ts";
 
 const MAX_RECONNECT_DELAY_MS = 500;
 /** Between two attempts of one operation, when the server said that it will soon be able to. */
@@ -23,7 +23,17 @@ export type Scripts = Readonly<Record<string, string>>;
 export type RedisScript = (key: string, ...values: (string | number | Buffer)[]) => Promise<unknown>;
 export type RedisClient = (Redis | Cluster) & Record<string, RedisScript>;
 
-export const NO_OBSERVER: StoreObserver = { failed() {}, connection() {}, resting() {} };
+export const NO_OBSERVER: StoreObserver = { command() {}, failed() {}, connection() {}, resting() {} };
+
+/** What there is to know about a command beside how it is sent. */
+export interface CommandKind {
+  /** As Redis names it; without it nobody is told of the command. */
+  readonly name?: string;
+  /** Our name for the script that it runs. */
+  readonly script?: string;
+  /** Carried out twice it does no harm, so that it may be sent again when the connection breaks. */
+  readonly repeatable?: boolean;
+}
 
 /**
  * The way to the server, the servers behind the sentinels, or the nodes of the cluster: connects, reconnects, finds the
@@ -42,6 +52,7 @@ export class RedisLink {
   readonly #gathering = new Set<string>();
   readonly #firstAnswer: Promise<void>;
   readonly #disconnect: () => void;
+  readonly #servers: RedisServers;
   #resting = 0;
   /** Why there is no connection, if somebody said so. */
   #connectionError: Error | undefined;
@@ -70,6 +81,7 @@ export class RedisLink {
     });
     for (const [name, lua] of Object.entries(scripts)) client.defineCommand(name, { numberOfKeys: 1, lua });
     this.client = client as RedisClient;
+    this.#servers = new RedisServers(address, client);
   }
 
   /** Done when the first attempt to connect has succeeded or failed. */
@@ -130,10 +142,7 @@ export class RedisLink {
     if (!(this.client instanceof Cluster)) return this.address.hosts.slice(0, 1);
     // Not of the slots that nobody serves, which the list does not hold.
     const names = [...new Set(this.client.slots.flatMap((nodes) => nodes.slice(0, 1)))].sort();
-    return names.map((name) => {
-      const colon = name.lastIndexOf(":");
-      return { host: name.slice(0, colon), port: Number(name.slice(colon + 1)) };
-    });
+    return names.map(hostAndPort);
   }
 
   /** The connections to `masters()`, where there are any. */
@@ -148,11 +157,10 @@ export class RedisLink {
   /**
    * Sends a command for `key`, and again where that is safe and useful. No longer than `totalTimeoutMs`; at once, when
    * the server has not answered for a while.
-   * @param repeatable carried out twice it does no harm, so that it may be sent again when the connection breaks.
    * @throws ProxyError `session_store_unavailable`.
    */
-  async ask<T>(key: string, command: () => Promise<T>, repeatable = false): Promise<T> {
-    const server = this.#serverOf(key);
+  async ask<T>(key: string, command: () => Promise<T>, kind: CommandKind = {}): Promise<T> {
+    const server = this.#servers.nameFor(key);
     const breaker = this.#breakerOf(server);
     if (breaker.isOpen) {
       this.#observer.failed("breaker");
@@ -160,15 +168,15 @@ export class RedisLink {
       throw new ProxyError("session_store_unavailable", "the session store has not answered lately", { cause });
     }
     this.#gather(server);
-    return this.#attempt(command, repeatable, (answered) => {
+    return this.#attempt(command, kind, server, (answered) => {
       if (answered) breaker.answered();
       else breaker.failed(() => this.#probe(key));
     });
   }
 
   /** As `ask`, of whatever node the command goes to. */
-  askAnyNode<T>(command: () => Promise<T>): Promise<T> {
-    return this.#attempt(command, true, () => {});
+  askAnyNode<T>(command: () => Promise<T>, kind: CommandKind = { repeatable: true }): Promise<T> {
+    return this.#attempt(command, kind, THE_SERVER, () => {});
   }
 
   /** Sends a command now or not at all: ioredis would keep those for a cluster until it is back, and send them then. */
@@ -177,28 +185,36 @@ export class RedisLink {
     return command();
   }
 
-  async #attempt<T>(command: () => Promise<T>, repeatable: boolean, onEnd: (answered: boolean) => void): Promise<T> {
+  async #attempt<T>(
+    command: () => Promise<T>,
+    kind: CommandKind,
+    server: string,
+    onEnd: (answered: boolean) => void,
+  ): Promise<T> {
     const startedMs = performance.now();
     const deadlineMs = startedMs + this.address.totalTimeoutMs;
     /** What the server said last; a connection that is given up for it says less. */
     let said: RedisFailure | undefined;
     for (;;) {
+      const attemptMs = performance.now();
       try {
         const answer = await before(deadlineMs, this.send(command));
+        this.#tell(kind, server, attemptMs);
         onEnd(true);
         return answer;
       } catch (error) {
         // A key of another type: the server did answer, and the caller knows what it means.
+        const failure = redisFailure(error);
+        this.#tell(kind, server, attemptMs, failure);
         if (isWrongType(error)) {
           onEnd(true);
           throw error;
         }
-        const failure = redisFailure(error);
         this.#observer.failed(failure.reason);
         const closed = failure.reason === "closed";
         if (!closed && failure.again) said = failure;
         const untilMs = closed && said === undefined ? startedMs + RECONNECT_PATIENCE_MS : deadlineMs;
-        if ((failure.again || (closed && repeatable)) && performance.now() + RETRY_DELAY_MS < untilMs) {
+        if ((failure.again || (closed && kind.repeatable === true)) && performance.now() + RETRY_DELAY_MS < untilMs) {
           await new Promise((resolve) => setTimeout(resolve, RETRY_DELAY_MS));
           continue;
         }
@@ -213,6 +229,19 @@ export class RedisLink {
   close(): void {
     for (const breaker of this.#breakers.values()) breaker.stop();
     this.#disconnect();
+  }
+
+  #tell({ name, script }: CommandKind, server: string, startedMs: number, failure?: RedisFailure): void {
+    // What never left is no command: the look-up says that there was no connection.
+    if (name === undefined || failure?.message === NO_CONNECTION) return;
+    this.#observer.command({
+      server: this.#servers.named(server),
+      name,
+      script,
+      startedMs,
+      endedMs: performance.now(),
+      ...(failure && { failure: failure.reason, code: failure.code }),
+    });
   }
 
   /**
@@ -252,10 +281,6 @@ export class RedisLink {
     } catch (error) {
       if (!redisFailure(error).readable) throw error;
     }
-  }
-
-  #serverOf(key: string): string {
-    return this.client instanceof Cluster ? (this.client.slots[slotOf(key)]?.[0] ?? "nobody") : "server";
   }
 
   #cluster(): Cluster {

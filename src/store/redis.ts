@@ -33,13 +33,36 @@ import { PLAIN_JSON, type SessionCodec } from "./codec.ts";
 import { countSessions } from "./redis-count.ts";
 import { RedisFeed } from "./redis-feed.ts";
 import { inspectRedis } from "./redis-inspection.ts";
-import { isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
+import { type CommandKind, isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
 import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
 import { type SweptStore, sweepRedis } from "./redis-sweep.ts";
 
 const MAX_LISTED = 1000;
 /** Look-ups of a list under way: a thousand together would keep the requests of others waiting, and time out. */
 const FOUND_AT_ONCE = 50;
+
+const HMGET: CommandKind = { name: "HMGET", repeatable: true };
+const HGETALL: CommandKind = { name: "HGETALL", repeatable: true };
+const ZRANGE: CommandKind = { name: "ZRANGE", repeatable: true };
+const ZREM: CommandKind = { name: "ZREM", repeatable: true };
+const SCAN: CommandKind = { name: "SCAN", repeatable: true };
+const EXISTS: CommandKind = { name: "EXISTS" };
+
+type ScriptName = keyof typeof SCRIPTS;
+
+const SCRIPT_KINDS: Readonly<Record<ScriptName, CommandKind>> = {
+  createSession: script("createSession"),
+  commitSession: script("commitSession"),
+  changeSession: script("changeSession"),
+  touchSession: { ...script("touchSession"), repeatable: true },
+  destroySession: script("destroySession"),
+  indexSession: { ...script("indexSession"), repeatable: true },
+};
+
+/** ioredis sends the digest, and the script itself to a server that does not know it yet. */
+function script(script: ScriptName): CommandKind {
+  return { name: "EVALSHA", script };
+}
 
 /** How a session lies in Redis: its attributes in one field together, or in one each. Either reads the other. */
 export type RedisLayout = "blob" | "fields";
@@ -128,7 +151,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
 
   async touch(key: SessionKey, expiresAt: number): Promise<"touched" | "unknown"> {
     const values = [expiresAt, this.#now(), expiresAt + EXPIRED_GRACE_MS];
-    return (await this.#run("touchSession", SESSION_PREFIX + key, values, true)) === 1 ? "touched" : "unknown";
+    return (await this.#run("touchSession", SESSION_PREFIX + key, values)) === 1 ? "touched" : "unknown";
   }
 
   async destroy(key: SessionKey): Promise<"destroyed" | "unknown"> {
@@ -147,7 +170,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
       const keys = await this.#link.ask(
         index,
         () => this.#link.client.zrange(index, "+inf", now, "BYSCORE", "REV", "LIMIT", offset, MAX_LISTED),
-        true,
+        ZRANGE,
       );
       await forEachAtOnce(keys, FOUND_AT_ONCE, async (key) => {
         const found = await this.find(key);
@@ -167,7 +190,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     const [next, found] = await this.#link.askAnyNode(async () => {
       if (redis === undefined) throw new Error("the node is closed");
       return redis.scan(place, "MATCH", pattern, "COUNT", limit);
-    });
+    }, SCAN);
     const keys = found.map((name) => name.slice(SESSION_PREFIX.length));
     if (next !== "0") return { keys, cursor: `${node} ${next}` };
     return Number(node) + 1 < nodes.length ? { keys, cursor: `${Number(node) + 1} 0` } : { keys };
@@ -180,7 +203,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   async check(): Promise<StoreCheck> {
     const startedMs = performance.now();
     try {
-      await this.#link.ask(SESSION_PREFIX, () => this.#link.client.exists(SESSION_PREFIX));
+      await this.#link.ask(SESSION_PREFIX, () => this.#link.client.exists(SESSION_PREFIX), EXISTS);
       return { ok: true, detail: `answered in ${(performance.now() - startedMs).toFixed(2)} ms` };
     } catch (error) {
       return { ok: false, detail: error instanceof Error ? error.message : String(error) };
@@ -216,10 +239,15 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     const { client } = this.#link;
     try {
       if (this.#layout === "fields") {
-        return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
+        return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), HGETALL)) as Fields);
       }
-      const [v, e, t, d, l] = await this.#link.ask(name, () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"), true);
-      if (l != null) return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), true)) as Fields);
+      const [v, e, t, d, l] = await this.#link.ask(
+        name,
+        () => client.hmgetBuffer(name, "v", "e", "t", "d", "l"),
+        HMGET,
+      );
+      if (l != null)
+        return judged(key, (await this.#link.ask(name, () => client.hgetallBuffer(name), HGETALL)) as Fields);
       return judged(key, { v, e, t, d });
     } catch (error) {
       // A key of another type is not a session; it must not look like an outage.
@@ -273,26 +301,21 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
   }
 
   async #index(userId: string, key: SessionKey, end: number): Promise<void> {
-    await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end], true);
+    await this.#run("indexSession", USER_PREFIX + userId, [end, key, this.#now(), end]);
   }
 
   /** The session has ended, whatever becomes of its entry: one without a session is harmless, and goes with time. */
   async #removeFromIndex(userId: string, key: SessionKey): Promise<void> {
     const index = USER_PREFIX + userId;
     try {
-      await this.#link.ask(index, () => this.#link.client.zrem(index, key), true);
+      await this.#link.ask(index, () => this.#link.client.zrem(index, key), ZREM);
     } catch (error) {
       if (!(error instanceof ProxyError)) throw error;
     }
   }
 
-  #run(
-    script: keyof typeof SCRIPTS,
-    key: string,
-    values: (string | number | Buffer)[],
-    repeatable = false,
-  ): Promise<unknown> {
-    return this.#link.ask(key, () => (this.#link.client[script] as RedisScript)(key, ...values), repeatable);
+  #run(script: ScriptName, key: string, values: (string | number | Buffer)[]): Promise<unknown> {
+    return this.#link.ask(key, () => (this.#link.client[script] as RedisScript)(key, ...values), SCRIPT_KINDS[script]);
   }
 }
 

@@ -52,6 +52,7 @@ export function forward(
   const { upstream, method, path, headers, hasContent, chunked } = request;
   const attempt = new ForwardAttempt(request, req, res, exchange);
   exchange.upstream = upstream.address;
+  exchange.upstreamScheme = upstream.scheme;
   exchange.forwardedMs = exchange.elapsedMs();
   upstream.dispatch(
     {

@@ -18,6 +18,7 @@ const MAX_RESPONSE_HEAD_BYTES = 64 * 1024;
 export class Upstream {
   /** `host:port`, from the configuration: safe as a label. */
   readonly address: string;
+  readonly scheme: "http" | "https";
   readonly host: string;
   readonly port: number;
   readonly idleTimeoutMs: number;
@@ -26,8 +27,9 @@ export class Upstream {
   constructor(options: UpstreamOptions) {
     const url = new URL(options.target);
     this.idleTimeoutMs = options.idleTimeoutMs;
+    this.scheme = url.protocol === "https:" ? "https" : "http";
     this.host = url.hostname;
-    this.port = url.port !== "" ? Number(url.port) : url.protocol === "https:" ? 443 : 80;
+    this.port = url.port !== "" ? Number(url.port) : this.scheme === "https" ? 443 : 80;
     this.address = `${this.host}:${this.port}`;
     this.#pool = new Pool(options.target, {
       connections: MAX_CONNECTIONS,

@@ -1,0 +1,140 @@
+import type { Attributes } from "@opentelemetry/api";
+import { SpanKind } from "@opentelemetry/api";
+import type { Exchange } from "../core/exchange.ts";
+import type { StoreCommand } from "../core/store.ts";
+import { newSpanId } from "../core/trace-context.ts";
+import { ATTRIBUTES as A } from "./names.ts";
+
+/**
+ * What a closed exchange looks like as spans (OpenTelemetry's semantic conventions 1.44). Attributes are picked here by
+ * name: no query, no header value, no key of the store and nothing of what is stored.
+ */
+export interface SpanInit {
+  readonly name: string;
+  readonly spanId: string;
+  readonly parentSpanId: string | undefined;
+  readonly kind: SpanKind;
+  /** Milliseconds after the start of the exchange. */
+  readonly startMs: number;
+  readonly endMs: number;
+  readonly failed: boolean;
+  readonly attributes: Attributes;
+}
+
+/** The server span first; below it the look-up with its commands, and the attempt upstream. */
+export function renderSpans(exchange: Exchange): SpanInit[] {
+  const endMs = exchange.endedMs ?? 0;
+  const spans = [serverSpan(exchange, endMs)];
+  const resolveStartMs = exchange.resolveStartedMs ?? Infinity;
+  const resolveEndMs = exchange.resolvedMs ?? endMs;
+  const resolveSpanId = newSpanId();
+  if (exchange.resolveStartedMs !== undefined)
+    spans.push(resolveSpan(exchange, resolveSpanId, resolveStartMs, resolveEndMs));
+  for (const command of exchange.storeCommands ?? []) {
+    const startMs = exchange.sinceStart(command.startedMs);
+    // What is asked later saves what the application wrote.
+    const looksUp = startMs >= resolveStartMs && startMs <= resolveEndMs;
+    spans.push(commandSpan(exchange, command, looksUp ? resolveSpanId : exchange.spanId));
+  }
+  if (exchange.forwardedMs !== undefined) spans.push(upstreamSpan(exchange, exchange.forwardedMs, endMs));
+  return spans;
+}
+
+function serverSpan(exchange: Exchange, endMs: number): SpanInit {
+  const { methodLabel, route, status, error } = exchange;
+  const method = methodLabel === "_OTHER" ? "HTTP" : methodLabel;
+  return {
+    name: route === undefined ? method : `${method} ${route.id}`,
+    spanId: exchange.spanId,
+    parentSpanId: exchange.parentSpanId,
+    kind: SpanKind.SERVER,
+    startMs: 0,
+    endMs,
+    failed: status >= 500,
+    attributes: {
+      [A.method]: methodLabel,
+      [A.path]: exchange.path,
+      [A.scheme]: exchange.scheme,
+      [A.host]: exchange.host,
+      [A.client]: exchange.clientAddress,
+      [A.protocolVersion]: exchange.httpVersion,
+      [A.status]: status,
+      [A.sessionOutcome]: exchange.session,
+      [A.decision]: exchange.decision,
+      [A.source]: exchange.source,
+      ...optional(A.route, route?.id),
+      ...optional(A.errorType, error ?? (status >= 500 ? String(status) : undefined)),
+      ...optional(A.handle, exchange.handle),
+    },
+  };
+}
+
+function resolveSpan(exchange: Exchange, spanId: string, startMs: number, endMs: number): SpanInit {
+  const failed = exchange.session === "unavailable";
+  return {
+    name: "session resolve",
+    spanId,
+    parentSpanId: exchange.spanId,
+    kind: SpanKind.INTERNAL,
+    startMs,
+    endMs,
+    failed,
+    attributes: {
+      [A.sessionOutcome]: exchange.session,
+      ...optional(A.sessionSource, exchange.sessionSource),
+      ...optional(A.handle, exchange.handle),
+      ...optional(A.errorType, failed ? "session_store_unavailable" : undefined),
+    },
+  };
+}
+
+function commandSpan(exchange: Exchange, command: StoreCommand, parentSpanId: string): SpanInit {
+  const { server, name, script, failure, code } = command;
+  return {
+    name,
+    spanId: newSpanId(),
+    parentSpanId,
+    kind: SpanKind.CLIENT,
+    startMs: exchange.sinceStart(command.startedMs),
+    endMs: exchange.sinceStart(command.endedMs),
+    failed: failure !== undefined,
+    attributes: {
+      [A.dbSystem]: server.system,
+      [A.dbOperation]: name,
+      [A.dbNamespace]: server.namespace,
+      ...optional(A.dbScript, script),
+      ...optional(A.serverAddress, server.address),
+      ...optional(A.serverPort, server.port),
+      ...optional(A.dbStatus, code),
+      ...optional(A.errorType, failure),
+    },
+  };
+}
+
+function upstreamSpan(exchange: Exchange, startMs: number, endMs: number): SpanInit {
+  const { upstream = "", upstreamStatus, upstreamScheme, upstreamError, methodLabel } = exchange;
+  const colon = upstream.lastIndexOf(":");
+  const refused = upstreamStatus !== undefined && upstreamStatus >= 400 ? String(upstreamStatus) : undefined;
+  return {
+    name: methodLabel === "_OTHER" ? "HTTP" : methodLabel,
+    spanId: exchange.upstreamSpanId ?? newSpanId(),
+    parentSpanId: exchange.spanId,
+    kind: SpanKind.CLIENT,
+    startMs,
+    endMs: exchange.upstreamEndMs ?? endMs,
+    failed: upstreamError !== undefined || refused !== undefined,
+    attributes: {
+      [A.method]: methodLabel,
+      // Without the query, which may carry secrets; the path is the one of the server span.
+      [A.url]: `${upstreamScheme}://${upstream}${exchange.path}`,
+      [A.serverAddress]: upstream.slice(0, colon),
+      [A.serverPort]: Number(upstream.slice(colon + 1)),
+      ...optional(A.status, upstreamStatus),
+      ...optional(A.errorType, upstreamError ?? refused),
+    },
+  };
+}
+
+function optional(name: string, value: string | number | undefined): Attributes {
+  return value === undefined ? {} : { [name]: value };
+}
