@@ -10,7 +10,6 @@ import {
   dashboards,
   GRAFANA,
   KNOWN,
-  MISSING,
   metricOf,
   type Panel,
   panelQueries,
@@ -131,10 +130,6 @@ t.test("every metric is in a panel or an alert", async (t) => {
     ),
   );
   for (const metric of Object.keys(KNOWN)) t.ok(used.has(metric), metric);
-});
-
-t.test("every metric that is used is in observe/names.ts", async (t) => {
-  t.same(MISSING, [], "nothing is awaited");
 });
 
 /** The words that a matcher can mean, of those that there are. */

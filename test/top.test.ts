@@ -300,10 +300,10 @@ t.test("--once, and a pipe: what happens within an interval, as text", async (t)
     t.equal(stderr, "");
     t.equal(status, 0);
     t.match(stdout, /^requests [1-9][\d.,]*\/s · /m);
-    t.match(stdout, /^\*\/broken +[\d.]+ +100 % /m);
+    t.match(stdout, /^\*\/broken +[\d.,]+ +100 % /m);
     t.match(stdout, /^hit +[1-9]/m);
     t.match(stdout, /^memory|^store {4}memory up/m);
-    t.match(stdout, /^connection_refused +[\d.]+ +\d+/m);
+    t.match(stdout, /^connection_refused +[\d.,]+ +\d+/m);
     t.match(stdout, /502 connection_refused {2}GET \/broken {2}\(route \*\/broken\)\n {2}[0-9a-f]{32} /);
     t.notMatch(stdout, "\u001b");
   }
