@@ -13,7 +13,7 @@ import { RouteTable } from "./core/routes.ts";
 import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
-import { createExplainer } from "./explain.ts";
+import { createExplainer } from "./explain/explain.ts";
 import { createListener } from "./listener.ts";
 import { Connections, open, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";

@@ -14,5 +14,5 @@ if (Number.parseInt(process.versions.node, 10) < OLDEST_NODE) {
 // the time of a garbage collection (bench/README.md).
 setFlagsFromString("--no-allocation-site-pretenuring");
 
-const { run } = await import("./cli.ts");
+const { run } = await import("./cli/run.ts");
 process.exitCode = await run(process.argv.slice(2), process.env);

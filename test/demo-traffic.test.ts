@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { Agent } from "node:http";
 import { Redis } from "ioredis";
 import t from "tap";
-import { runDemo } from "../src/cli-demo.ts";
+import { runDemo } from "../src/cli/demo.ts";
 import { startOwnRedis } from "../src/demo/own-redis.ts";
 import { Random } from "../src/demo/random.ts";
 import { isUnrouted, parseTarget } from "../src/demo/target.ts";

@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import { gunzipSync } from "node:zlib";
 import t from "tap";
 import type { Dump } from "../src/admin/dump.ts";
-import { openDump } from "../src/cli-dump.ts";
+import { openDump } from "../src/cli/dump.ts";
 import { VERSION } from "../src/version.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
 import { command, run } from "./support/command.ts";

@@ -2,8 +2,8 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
-import { renderExplanation } from "../src/cli-explain.ts";
-import { readRequestText } from "../src/cli-request-text.ts";
+import { renderExplanation } from "../src/cli/explain.ts";
+import { readRequestText } from "../src/cli/request-text.ts";
 import type { Explanation } from "../src/core/explanation.ts";
 import { handleOf } from "../src/core/session.ts";
 import { MemoryStore } from "../src/store/memory.ts";

@@ -2,9 +2,9 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
-import { UsageError } from "../src/cli-arguments.ts";
-import { runSessions } from "../src/cli-sessions.ts";
-import { fromNow, plain, table } from "../src/cli-text.ts";
+import { UsageError } from "../src/cli/arguments.ts";
+import { runSessions } from "../src/cli/sessions.ts";
+import { fromNow, plain, table } from "../src/cli/text.ts";
 import { handleOf, type Session, type SessionKey } from "../src/core/session.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { run } from "./support/command.ts";

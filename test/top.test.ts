@@ -5,14 +5,14 @@ import { existsSync, readFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import t from "tap";
-import { parseOpenMetrics } from "../src/cli-open-metrics.ts";
+import { parseOpenMetrics } from "../src/cli/open-metrics.ts";
+import { Change } from "../src/cli/top/change.ts";
+import { type Failure, figuresOf, type Reading } from "../src/cli/top/figures.ts";
+import { PANELS } from "../src/cli/top/panels.ts";
+import { duration, foreign, percent, sparkline } from "../src/cli/top/text.ts";
+import { pressed } from "../src/cli/top/top.ts";
+import { firstView, overflowOf, render, renderAll, type View } from "../src/cli/top/view.ts";
 import { METRICS } from "../src/observe/names.ts";
-import { Change } from "../src/top/change.ts";
-import { type Failure, figuresOf, type Reading } from "../src/top/figures.ts";
-import { PANELS } from "../src/top/panels.ts";
-import { duration, foreign, percent, sparkline } from "../src/top/text.ts";
-import { pressed } from "../src/top/top.ts";
-import { firstView, overflowOf, render, renderAll, type View } from "../src/top/view.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
 import { run } from "./support/command.ts";
 import { freePort, startApp, startGateway, startHttp, type Teardown } from "./support/servers.ts";
@@ -260,7 +260,7 @@ t.test("numbers as people read them", async (t) => {
 });
 
 t.test("every metric that it reads exists", async (t) => {
-  const source = readFileSync(join(ROOT, "src/top/figures.ts"), "utf8");
+  const source = readFileSync(join(ROOT, "src/cli/top/figures.ts"), "utf8");
   const names = [...source.matchAll(/"((?:http|coatcheck)_[a-z_]+)"/g)].map(([, name = ""]) => name);
   t.ok(names.length > 15);
   const labels = ["http_request_method", "http_response_status_code", "http_route"];
@@ -403,11 +403,11 @@ t.test("what draws is loaded by top alone", async (t) => {
       else if (existsSync(join(dirname(file), from))) follow(join(dirname(file), from));
     }
   };
-  follow(join(ROOT, "src/cli.ts"));
+  follow(join(ROOT, "src/cli/run.ts"));
   t.ok(packages.has("undici") && seen.size > 60, "the walk sees what is loaded");
   t.notOk(packages.has("log-update") || packages.has("ansi-escapes"));
   t.same(
-    [...seen].filter((file) => relative(ROOT, file).startsWith("src/top/")),
+    [...seen].filter((file) => relative(ROOT, file).startsWith("src/cli/top/")),
     [],
   );
 });

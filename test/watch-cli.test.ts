@@ -1,9 +1,9 @@
 /** `coatcheck watch` and `coatcheck exchanges`, against a running gateway. */
 import t, { type Test } from "tap";
-import { UsageError } from "../src/cli-arguments.ts";
-import { runExchanges } from "../src/cli-exchanges.ts";
-import { shownMs } from "../src/cli-text.ts";
-import { runWatch } from "../src/cli-watch.ts";
+import { UsageError } from "../src/cli/arguments.ts";
+import { runExchanges } from "../src/cli/exchanges.ts";
+import { shownMs } from "../src/cli/text.ts";
+import { runWatch } from "../src/cli/watch.ts";
 import { handleOf } from "../src/core/session.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { ask, cookiePair, until } from "./support/client.ts";

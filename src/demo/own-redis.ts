@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
-import { CommandError } from "../cli-arguments.ts";
+import { CommandError } from "../cli/arguments.ts";
 
 const START_TIMEOUT_MS = 5_000;
 

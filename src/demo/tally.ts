@@ -1,4 +1,4 @@
-import { table } from "../cli-text.ts";
+import { table } from "../cli/text.ts";
 import type { Answer } from "./browser.ts";
 import type { Act } from "./visitor.ts";
 

@@ -1,6 +1,6 @@
 import { lookup as dnsLookup, type LookupAddress, type LookupOptions } from "node:dns";
 import { BlockList } from "node:net";
-import { UsageError } from "../cli-arguments.ts";
+import { UsageError } from "../cli/arguments.ts";
 
 /**
  * Traffic is for a gateway that is there to be tried out, never for anybody else's server. So its target is this

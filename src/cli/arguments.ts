@@ -1,0 +1,42 @@
+import { type ParseArgsConfig, parseArgs } from "node:util";
+import { REFERENCE_PATTERN } from "../core/administration.ts";
+
+/** What the commands of the command line share. */
+
+/** Exit statuses of a command that did not succeed. */
+export const FAILED = 1;
+export const WRONG_USAGE = 2;
+
+/** The command line makes no sense; the message says what would. */
+export class UsageError extends Error {}
+
+/** A command could not do its work; the message is for the person at the terminal. */
+export class CommandError extends Error {}
+
+type Options = NonNullable<ParseArgsConfig["options"]>;
+
+/** @throws UsageError for what is not an option. */
+export function parse<const T extends Options>(args: readonly string[], options: T) {
+  try {
+    return parseArgs({ args: [...args], allowPositionals: true, options });
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error));
+  }
+}
+
+/** A handle may begin with a dash, which would make it an option of its own. @param options those that take one. */
+export function shieldValues(args: readonly string[], options: readonly string[]): string[] {
+  const shielded: string[] = [];
+  for (const arg of args) {
+    const before = shielded.at(-1) ?? "";
+    if (options.includes(before) && arg.startsWith("-") && REFERENCE_PATTERN.test(arg))
+      shielded.splice(-1, 1, `${before}=${arg}`);
+    else shielded.push(arg);
+  }
+  return shielded;
+}
+
+export function print(text: string): number {
+  process.stdout.write(text);
+  return 0;
+}

@@ -1,0 +1,184 @@
+import type { Config } from "../config/compile.ts";
+import { MIN_SECRET_LENGTH } from "../config/fields.ts";
+import { type Environment, loadConfig, loadConfigFile } from "../config/load.ts";
+import { Gateway } from "../gateway.ts";
+import { VERSION } from "../version.ts";
+import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./arguments.ts";
+import { check } from "./check.ts";
+import { runDemo } from "./demo.ts";
+import { runDump } from "./dump.ts";
+import { runExchanges } from "./exchanges.ts";
+import { runExplain } from "./explain.ts";
+import { runObserve } from "./observe.ts";
+import { runProfile } from "./profile.ts";
+import { reloadOnSignal } from "./reload.ts";
+import { runSessions } from "./sessions.ts";
+import { runTop } from "./top.ts";
+import { runWatch } from "./watch.ts";
+
+const USAGE = `coatcheck ${VERSION} — session reverse proxy
+
+Usage:
+  coatcheck [serve] --config FILE        serve what the file describes
+  coatcheck [serve] --upstream URL       serve one application, without a file
+  coatcheck check --config FILE          check the file, print the effective configuration
+  coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
+  coatcheck explain --help               why a request is treated as it is
+  coatcheck sessions --help              list, look at, end, migrate and sweep sessions
+  coatcheck top --help                   what a running gateway does now, on a terminal
+  coatcheck dump --help                  take along everything that a running gateway knows, and read it
+  coatcheck profile --help               where the processor time or the memory of a running gateway goes
+  coatcheck exchanges --help             the last requests: which one was it, and what became of it
+  coatcheck watch --help                 puts a user or a session under watch
+  coatcheck observe --help               see and change log level, access lines and traces while it runs
+  coatcheck demo [--traffic]             an example application behind a gateway, to try things out; see demo --help
+  coatcheck --help | --version
+
+Options:
+  -c, --config FILE     configuration (YAML); see docs/configuration.md
+  -u, --upstream URL    the application, for example http://localhost:3000
+      --write KEYS      with --upstream: session keys the application may write (default: user)
+      --store URL       with --upstream: redis://…, sqlite:FILE or memory: (default: sqlite:./sessions.db)
+      --port N          with --upstream: port for browsers (default: 8080)
+      --admin-port N    with --upstream: port for operators (default: 9090)
+
+Environment:
+  COATCHECK_SECRET      with --upstream: signs the session cookie; at least ${MIN_SECRET_LENGTH} characters.
+                        Without it every restart ends all sessions.
+  COATCHECK_ADMIN_TOKEN with the commands that talk to a running gateway: the token of its admin listener
+  OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables: where traces go; nowhere by default
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
+`;
+
+/** Runs a command to its end. @returns the exit status. */
+export async function run(args: readonly string[], environment: Environment): Promise<number> {
+  try {
+    return await dispatch(args, environment);
+  } catch (error) {
+    if (error instanceof UsageError) {
+      process.stderr.write(`coatcheck: ${error.message}\nTry: coatcheck --help\n`);
+      return WRONG_USAGE;
+    }
+    process.stderr.write(`coatcheck: ${error instanceof Error ? error.message : String(error)}\n`);
+    return FAILED;
+  }
+}
+
+async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
+  const [first, ...others] = args;
+  if (first === "explain") return runExplain(others, environment);
+  if (first === "sessions") return runSessions(others, environment);
+  if (first === "top") return runTop(others, environment);
+  if (first === "dump") return runDump(others, environment);
+  if (first === "profile") return runProfile(others, environment);
+  if (first === "exchanges") return runExchanges(others, environment);
+  if (first === "watch") return runWatch(others, environment);
+  if (first === "observe") return runObserve(others, environment);
+  if (first === "demo") return runDemo(others, environment, { attend, untilSignal });
+  if (first === "check" && !others.some((option) => option === "--help" || option === "-h"))
+    return check(others, environment);
+  const { values, positionals } = parse(args, OPTIONS);
+  if (values.help) return print(USAGE);
+  if (values.version) return print(`${VERSION}\n`);
+  const [command = "serve", ...rest] = positionals;
+  if (rest.length > 0) throw new UsageError(`unexpected "${rest.join(" ")}"`);
+  switch (command) {
+    case "serve": {
+      const names = Object.keys(values).map((name) => `--${name}`);
+      const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
+      attend(gateway);
+      reloadOnSignal(gateway, values.config, environment);
+      await gateway.listen();
+      return untilSignal(() => gateway.close());
+    }
+    case "check":
+      return check(values.config === undefined ? [] : ["--config", values.config], environment);
+    default:
+      throw new UsageError(
+        `unknown command "${command}"; known: serve, check, demo, explain, top, sessions, exchanges, watch, observe, dump, profile`,
+      );
+  }
+}
+
+const OPTIONS = {
+  config: { type: "string", short: "c" },
+  upstream: { type: "string", short: "u" },
+  write: { type: "string" },
+  store: { type: "string" },
+  port: { type: "string" },
+  "admin-port": { type: "string" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean", short: "v" },
+} as const;
+
+type Options = ReturnType<typeof parse<typeof OPTIONS>>["values"];
+
+function load(options: Options, environment: Environment): { config: Config } {
+  const { config, upstream, write, store, port } = options;
+  if (config !== undefined) {
+    for (const name of ["upstream", "write", "store", "port", "admin-port"] as const) {
+      if (options[name] !== undefined)
+        throw new UsageError(`--${name} does not go with --config; write it into the file`);
+    }
+    return loadConfigFile(config, environment);
+  }
+  if (upstream === undefined) throw new UsageError("say what to serve: --config FILE or --upstream URL");
+  const secret = environment.COATCHECK_SECRET;
+  const settings = {
+    ...(port !== undefined && { listen: { port } }),
+    ...(options["admin-port"] !== undefined && { admin: { port: options["admin-port"] } }),
+    ...(store !== undefined && { store }),
+    ...(secret && { session: { cookie: { secrets: [secret] } } }),
+    routes: [{ upstream, session: "optional", write: (write ?? "user").split(",").map((key) => key.trim()) }],
+  };
+  return loadConfig(settings, environment, "command line");
+}
+
+/** What a process does for its gateway, beside ending it. */
+function attend(gateway: Gateway): void {
+  guard(gateway);
+  dumpOnSignal(gateway);
+}
+
+/**
+ * What nobody caught: logged, with the lines that are still waiting, before the process ends. A supervisor starts it
+ * again; going on in an unknown state could mix up requests. A promise that nobody waited for is only logged: no
+ * request can depend on it, and one client must not be able to end the process (CVE-2024-21536).
+ */
+function guard({ observer: { log } }: Pick<Gateway, "observer">): void {
+  process.on("unhandledRejection", (reason) => log.unexpected(reason));
+  process.on("uncaughtException", (error) => {
+    log.unexpected(error);
+    log.flush();
+    process.exit(FAILED);
+  });
+}
+
+/** SIGUSR2 writes a dump. */
+function dumpOnSignal(gateway: Pick<Gateway, "writeDump">): void {
+  process.on("SIGUSR2", () => void gateway.writeDump());
+}
+
+/** Serves until SIGTERM, SIGINT or `sooner`, then ends in order; a second signal ends at once. */
+function untilSignal(close: () => Promise<void>, sooner?: Promise<unknown>): Promise<number> {
+  return new Promise((resolve) => {
+    let ending = false;
+    const end = (): void => {
+      if (ending) process.exit(FAILED);
+      ending = true;
+      close().then(
+        () => resolve(0),
+        (error: unknown) => {
+          process.stderr.write(`coatcheck: ${error instanceof Error ? error.message : String(error)}\n`);
+          resolve(FAILED);
+        },
+      );
+    };
+    process.on("SIGTERM", end);
+    process.on("SIGINT", end);
+    sooner?.then(() => {
+      if (!ending) end();
+    });
+  });
+}
