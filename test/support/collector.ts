@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import { accepts } from "./redis.ts";
 import { end, eventually, freePort, spawnServer, type Teardown, temporaryFolder } from "./resources.ts";
 
-const SOURCE = fileURLToPath(new URL("../collector/", import.meta.url));
+const SOURCE = fileURLToPath(new URL("../go/collector/", import.meta.url));
 
 /** @throws Error when Go is missing: a test that did not run must not look as if it had. */
 function builtCollector(): string {

@@ -1,6 +1,6 @@
 /**
  * A real OpenTelemetry Collector understands what a gateway exports. It takes a minute to build, so this is not part of
- * `npm test`: `npm run test:collector`.
+ * `npm test`: `npm run test:go`.
  */
 import t from "tap";
 import { ask, cookiePair, until } from "../support/client.ts";
