@@ -138,7 +138,10 @@ t.test("the summary says in a minute what happened", async (t) => {
 
 t.test("a gateway that nobody has asked anything has a summary too", async (t) => {
   const { adminUrl } = await startGateway(t, {});
-  const summary = renderSummary(await openDump(await contentOf(adminUrl), "it"));
+  const dump = await openDump(await contentOf(adminUrl), "it");
+  // The machine that runs the tests may be busy, and then that stands out.
+  const eventLoop = { ...dump.runtime.eventLoop, delayP99Ms: 5, utilization: 0.1 };
+  const summary = renderSummary({ ...dump, runtime: { ...dump.runtime, eventLoop } });
   t.match(summary, /^What stands out\n {2}nothing$/m);
   t.match(summary, /no request has been recorded/);
 });

@@ -72,9 +72,9 @@ t.test("everything is slow: it is the way to Redis, and neither the application 
   const [slow] = exchanges;
   t.ok(slow.timings.resolved - slow.timings.resolveStarted > 100, "a slow request says which step took so long");
   t.equal(slow.session.source, "store");
-  t.match(JSON.stringify(await json("/store/check", {})), /PING takes 1\d\d ms, and so does every request/);
+  t.match(JSON.stringify(await json("/store/check", {})), /PING takes [1-9]\d\d ms, and so does every request/);
   const explained = await json("/debug/explain", { url: "http://127.0.0.1/account", headers: { cookie: pair } });
-  t.match(JSON.stringify(explained.steps), /1\d\d(\.\d+)? ms/, "and so does the replay");
+  t.match(JSON.stringify(explained.steps), /[1-9]\d\d(\.\d+)? ms/, "and so does the replay");
 });
 
 t.test("people are logged out: Redis throws sessions away", async (t) => {
