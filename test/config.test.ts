@@ -320,6 +320,49 @@ t.test("YAML that cannot be read", async (t) => {
   t.throws(() => loadConfigText(bomb, {}), "an alias bomb is refused");
 });
 
+t.test("what is wrong with the YAML is told without what stands there", (t) => {
+  const secret = "hunter2hunter2hunter2hunter2hunter2";
+  const text = `admin:\n  token: ${secret}\nsession:\n  cookie:\n    secrets:\n      - ${secret}\nstore: redis://u:${secret}@host\n`;
+  const slips = [
+    "|",
+    "|2",
+    "|+",
+    "> ",
+    "@",
+    "%",
+    "&",
+    "*",
+    "!",
+    "!<",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ": ",
+    "- ",
+    '"',
+    "'",
+    "#",
+  ];
+  slips.push("\t", "\n", "\\", '"\\x', '"\\U', "!!int ", "\n---\n", "%YAML 9\n---\n", "...\n", "]{");
+  for (let at = 0; at <= text.length; at++) {
+    for (const slip of slips) {
+      try {
+        loadConfigText(text.slice(0, at) + slip + text.slice(at), {}, "file");
+      } catch (error) {
+        if (!(error instanceof ConfigError)) throw error;
+        // Of what the parser itself says; a misspelled key is named on purpose.
+        const told = error.problems.filter((problem) => / at line \d+, column \d+:$/.test(problem)).join("\n");
+        if (/hunter2|nter2h/.test(told)) t.fail(`${JSON.stringify(slip)} at ${at}: ${told}`);
+      }
+    }
+  }
+  t.match(problemsOf(`a: |${secret}`), [/^here is something that YAML has no place for at line 1, column 5:$/]);
+  t.match(problemsOf(`a: "\\${secret}"`), [/^an escape that YAML does not know/]);
+  t.end();
+});
+
 t.test("a file that is not there or too large", async (t) => {
   t.throws(() => loadConfigFile("/does/not/exist.yaml", {}), { message: /cannot be read/ });
   const file = join(await temporaryFolder(t), "large.yaml");
