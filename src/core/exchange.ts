@@ -78,6 +78,10 @@ const SPOOF_CLASSES: ReadonlySet<StripClass> = new Set(["managed", "alias", "con
 const NAMES_KEPT = 16;
 const NAME_CHARACTERS_KEPT = 64;
 const PATH_CHARACTERS_KEPT = 512;
+/** Longer than any name that DNS has. */
+const HOST_CHARACTERS_KEPT = 255;
+/** How much longer than the path its target may be, before the path is copied. */
+const NEEDLESS_CHARACTERS_KEPT = 1024;
 /** Commands to the store's server that an exchange keeps; one that ends all sessions of a user may take thousands. */
 const STORE_COMMANDS_KEPT = 32;
 const NO_NAMES: readonly string[] = [];
@@ -100,6 +104,7 @@ export class Exchange {
   readonly httpVersion: string;
   /** Without the query, which may carry secrets; at most 512 characters. */
   path = "";
+  /** In lower case, without port; at most 255 characters. */
   host = "";
   /** As the client sees it: a trusted proxy may have said so. */
   scheme: "http" | "https" = "http";
@@ -205,9 +210,18 @@ export class Exchange {
     return at - this.#startedMonotonic;
   }
 
-  /** @param path as sent, without the query. */
-  setPath(path: string): void {
-    this.path = path.length > PATH_CHARACTERS_KEPT ? `${path.slice(0, PATH_CHARACTERS_KEPT)}…` : path;
+  /**
+   * @param path as sent, without the query.
+   * @param target that it was cut out of.
+   */
+  setPath(path: string, target: string): void {
+    if (path.length > PATH_CHARACTERS_KEPT) this.path = `${ownCopy(path.slice(0, PATH_CHARACTERS_KEPT))}…`;
+    else this.path = target.length - path.length > NEEDLESS_CHARACTERS_KEPT ? ownCopy(path) : path;
+  }
+
+  setHost(hostname: string): void {
+    if (hostname.length > HOST_CHARACTERS_KEPT) this.host = `${ownCopy(hostname.slice(0, HOST_CHARACTERS_KEPT))}…`;
+    else this.host = hostname;
   }
 
   countStripped(stripClass: StripClass, name: string): void {
@@ -256,5 +270,14 @@ export class Exchange {
 }
 
 function keepName(names: string[], name: string): void {
-  if (names.length < NAMES_KEPT) names.push(name.slice(0, NAME_CHARACTERS_KEPT));
+  if (names.length >= NAMES_KEPT) return;
+  names.push(name.length > NAME_CHARACTERS_KEPT ? ownCopy(name.slice(0, NAME_CHARACTERS_KEPT)) : name);
+}
+
+/**
+ * V8 keeps the whole of a text in memory for as long as a piece of it is used, and exchanges are kept long: a query of
+ * 30 KB is neither to be paid for nor to be there.
+ */
+function ownCopy(piece: string): string {
+  return Buffer.from(piece).toString();
 }
