@@ -102,6 +102,7 @@ t.test("two changes for a while end together; one for good takes its setting out
   const one = await change(gateway, { traces: { ratio: 0.5 } });
   t.match(one.body, { log: { level: "debug" }, traces: { ratio: 0.5 } });
   t.match(one.body.temporary.afterwards, { log: { level: "info" }, traces: { ratio: 0.5 } });
+  t.equal(changes(gateway).at(-1)?.until, undefined, "what stays has no end, though something else has");
   const both = await change(gateway, { log: { level: "warn" } });
   t.match(both.body, { log: { level: "warn" }, traces: { ratio: 0.5 } });
   t.notOk("temporary" in both.body, "nothing is left to end");
