@@ -449,11 +449,19 @@ t.test("clients of one IPv6 network share a line", async (t) => {
     listen: { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] },
   });
   const attempt = (address: string) => ask(gateway.url, { headers: { "x-user-id": "1", "x-forwarded-for": address } });
-  for (const address of ["2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1", "192.0.2.1", "192.0.2.2"])
+  for (const address of [
+    "2001:db8:1:2::1",
+    "2001:db8:1:2:ffff::9",
+    "2001:db8:1:3::1",
+    "2001:0db8:1:3:0::2",
+    "192.0.2.1",
+    "192.0.2.2",
+  ])
     await attempt(address);
+  for (const address of ["2001:db8::1:2:3:4:5", "2001:db8::2:2:3:4:5"]) await attempt(address);
   t.same(
     events(gateway, "security.spoof-attempt").map((line) => line["client.address"]),
-    ["2001:db8:1:2::1", "2001:db8:1:3::1", "192.0.2.1", "192.0.2.2"],
+    ["2001:db8:1:2::1", "2001:db8:1:3::1", "192.0.2.1", "192.0.2.2", "2001:db8::1:2:3:4:5", "2001:db8::2:2:3:4:5"],
   );
 });
 

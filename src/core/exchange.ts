@@ -1,6 +1,7 @@
 import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
+import { ownCopy, pieceOf } from "./own-copy.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
 import type { StoreCommand } from "./store.ts";
@@ -44,6 +45,11 @@ export const LOGOUT_REASONS = [
 ] as const;
 export type LogoutReason = (typeof LOGOUT_REASONS)[number];
 
+/** Whether nobody wanted that. @param reason as in `LOGOUT_REASONS`, perhaps of another version. */
+export function isSurprise(reason: string): boolean {
+  return reason !== "expired" && reason !== "ended";
+}
+
 /** Where the answer came from. `coalesced`: another request had asked already. `stale`: from before an outage. */
 export const SESSION_SOURCES = ["cache", "coalesced", "store", "stale"] as const;
 export type SessionSource = (typeof SESSION_SOURCES)[number];
@@ -80,8 +86,6 @@ const NAME_CHARACTERS_KEPT = 64;
 const PATH_CHARACTERS_KEPT = 512;
 /** Longer than any name that DNS has. */
 const HOST_CHARACTERS_KEPT = 255;
-/** How much longer than the path its target may be, before the path is copied. */
-const NEEDLESS_CHARACTERS_KEPT = 1024;
 /** Commands to the store's server that an exchange keeps; one that ends all sessions of a user may take thousands. */
 const STORE_COMMANDS_KEPT = 32;
 const NO_NAMES: readonly string[] = [];
@@ -216,7 +220,7 @@ export class Exchange {
    */
   setPath(path: string, target: string): void {
     if (path.length > PATH_CHARACTERS_KEPT) this.path = `${ownCopy(path.slice(0, PATH_CHARACTERS_KEPT))}…`;
-    else this.path = target.length - path.length > NEEDLESS_CHARACTERS_KEPT ? ownCopy(path) : path;
+    else this.path = pieceOf(target, path);
   }
 
   setHost(hostname: string): void {
@@ -272,12 +276,4 @@ export class Exchange {
 function keepName(names: string[], name: string): void {
   if (names.length >= NAMES_KEPT) return;
   names.push(name.length > NAME_CHARACTERS_KEPT ? ownCopy(name.slice(0, NAME_CHARACTERS_KEPT)) : name);
-}
-
-/**
- * V8 keeps the whole of a text in memory for as long as a piece of it is used, and exchanges are kept long: a query of
- * 30 KB is neither to be paid for nor to be there.
- */
-function ownCopy(piece: string): string {
-  return Buffer.from(piece).toString();
 }
