@@ -220,7 +220,7 @@ export const EVENTS = {
   "config.reload-refused": {
     levels: ["error"],
     about: "The configuration was read again and is wrong; the one before goes on.",
-    fields: { problems: "What is wrong, each with its path." },
+    fields: { problems: "What is wrong, each with its path; the first 50." },
     advice: "Correct the file; a restart with it would fail.",
   },
   "config.nothing-to-reload": {
