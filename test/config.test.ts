@@ -306,6 +306,20 @@ t.test("problems never show a secret", async (t) => {
   t.notMatch(problems.join("\n"), "hunter2");
 });
 
+t.test("a secret in the wrong place is not shown either", (t) => {
+  const secret = "k3Qm+Zr8/vT1xY5cB9nL0pWdS7fHgJ2uEaXoRiC4b6M=";
+  const problems = problemsOf(`store: ${secret}
+session: { idleTimeout: "${secret}" }
+cache: { maxBytes: "${secret}" }
+identity: { headers: { X-Name: "${secret}" } }
+routes: [{ upstream: "${secret}" }]
+`);
+  t.equal(problems.length, 5, problems.join("\n"));
+  t.notMatch(problems.join("\n"), secret.slice(0, 8));
+  t.match(problems.join("\n"), '"***" is not a duration');
+  t.end();
+});
+
 t.test("YAML that cannot be read", async (t) => {
   t.match(problemsOf("a: [1"), [/line 1/]);
   t.match(problemsOf("a: 1\na: 2"), [/unique/]);
