@@ -442,6 +442,16 @@ t.test("what is held back is counted, told a minute later, and takes little room
   t.end();
 });
 
+t.test("whatever is thrown can be logged", async (t) => {
+  const gateway = await startGateway(t, {});
+  for (const thrown of [Object.create(null), { toString: () => "hunter2" }, undefined, "a sentence"])
+    gateway.gateway.observer.log.unexpected(thrown);
+  t.same(
+    events(gateway, "error.unexpected").map((line) => line["exception.message"]),
+    ["a thrown object", "a thrown object", "a thrown undefined", "a sentence"],
+  );
+});
+
 t.test("clients of one IPv6 network share a line", async (t) => {
   const upstream = await startUpstream(t);
   const gateway = await startGateway(t, {
