@@ -10,6 +10,7 @@ import { DUMP_FORMAT, DUMP_FORMAT_VERSION, type Dump, dumpFileName, type TakenDu
 import type { Config } from "./config/compile.ts";
 import { withoutContents } from "./core/errors.ts";
 import type { SessionStore } from "./core/store.ts";
+import type { LogEvent } from "./observe/logging.ts";
 import type { Observer } from "./observe/observer.ts";
 import type { ExchangeRecord } from "./observe/record.ts";
 import { RING_NAMES } from "./observe/recorder.ts";
@@ -66,7 +67,7 @@ async function gather(source: DumpSource): Promise<Dump> {
       cache === undefined
         ? null
         : { entries: cache.entries, bytes: cache.bytes, maxBytes: cacheConfig.maxBytes, feed: cache.feedState },
-    events: observer.log.events(),
+    events: observer.log.events().map((it) => shownEvent(it, source)),
     exchanges: Object.fromEntries(
       RING_NAMES.map((ring) => [
         ring,
@@ -195,10 +196,19 @@ async function askStore({ store, isCustomStore }: DumpSource): Promise<Dump["sto
   };
 }
 
-/** As `/debug/exchanges` shows it, but for what somebody else's store says: databases like to quote what they refuse. */
+/** In the place of what somebody else's store says: databases like to quote what they refuse. */
+const STORE_FAILED = "the session store gave no answer; the log says why";
+
+/** As `/debug/exchanges` shows it, but for what somebody else's store says. */
 function shownRecord(record: ExchangeRecord, { isCustomStore }: DumpSource): ExchangeRecord {
   if (!isCustomStore || record.error?.type !== "session_store_unavailable") return record;
-  return { ...record, error: { ...record.error, message: "the session store gave no answer; the log says why" } };
+  return { ...record, error: { ...record.error, message: STORE_FAILED } };
+}
+
+/** As in the log, but for what somebody else's store says. */
+function shownEvent(event: LogEvent, { isCustomStore }: DumpSource): LogEvent {
+  const isOfStore = event.event === "write-back.refused" && event.reason === "failed";
+  return isCustomStore && isOfStore ? { ...event, error_message: STORE_FAILED } : event;
 }
 
 function countOf(kinds: readonly string[]): Record<string, number> {

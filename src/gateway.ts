@@ -177,10 +177,15 @@ export class Gateway {
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
     });
-    const plainStore = options.store
-      ? new GuardedStore(options.store)
-      : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-    return new Gateway(config, { observer, plainStore, adminTls }, options);
+    try {
+      const plainStore = options.store
+        ? new GuardedStore(options.store)
+        : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
+      return new Gateway(config, { observer, plainStore, adminTls }, options);
+    } catch (error) {
+      await observer.close(FLUSH_TIMEOUT_MS);
+      throw error;
+    }
   }
 
   /**

@@ -106,8 +106,14 @@ export function createListener(gate: Gate): Server {
     // Node has let go of this socket: without a listener its error would end the process.
     socket.on("error", () => socket.destroy());
     const connection = connectionOf(socket);
-    if (connection.running.size > 0) connection.refusal = CONNECT_REFUSAL;
-    else refuse(gate, socket, connection, CONNECT_REFUSAL);
+    if (connection.running.size === 0) {
+      refuse(gate, socket, connection, CONNECT_REFUSAL);
+      return;
+    }
+    connection.refusal = CONNECT_REFUSAL;
+    // Nor does it read on, and would not see that the client leaves before its answers are out.
+    socket.on("end", () => socket.destroy());
+    socket.resume();
   });
   server.on("clientError", (error: ClientError, socket: Socket) => {
     const connection = connectionOf(socket);

@@ -108,11 +108,16 @@ function joinTrace(gate: Gate, exchange: Exchange, head: RequestHead): void {
 }
 
 export function readTarget(url: string, exchange: Exchange, head: RequestHead): RequestTarget {
-  // What is no plain path may hold a password or a fragment; it is shown once it has been read.
-  if (url.startsWith("/")) exchange.setPath(url.split(/[?#]/, 1)[0] ?? "");
-  const target = readRequestTarget(exchange.method, url, head.host, exchange.httpVersion);
-  exchange.setPath(target.path);
-  exchange.host = target.hostname;
+  let target: RequestTarget;
+  try {
+    target = readRequestTarget(exchange.method, url, head.host, exchange.httpVersion);
+  } catch (error) {
+    // What is no plain path may hold a password or a fragment.
+    if (url.startsWith("/")) exchange.setPath(url.split(/[?#]/, 1)[0] ?? "", url);
+    throw error;
+  }
+  exchange.setPath(target.path, url);
+  exchange.setHost(target.hostname);
   // RFC 9112 §6.1: an HTTP/1.0 recipient does not know what a chunk is, so its sender cannot have meant it.
   if (head.chunked && exchange.httpVersion === "1.0") throw badRequest("Transfer-Encoding in HTTP/1.0");
   return target;

@@ -306,6 +306,20 @@ t.test("problems never show a secret", async (t) => {
   t.notMatch(problems.join("\n"), "hunter2");
 });
 
+t.test("a secret in the wrong place is not shown either", (t) => {
+  const secret = "k3Qm+Zr8/vT1xY5cB9nL0pWdS7fHgJ2uEaXoRiC4b6M=";
+  const problems = problemsOf(`store: ${secret}
+session: { idleTimeout: "${secret}" }
+cache: { maxBytes: "${secret}" }
+identity: { headers: { X-Name: "${secret}" } }
+routes: [{ upstream: "${secret}" }]
+`);
+  t.equal(problems.length, 5, problems.join("\n"));
+  t.notMatch(problems.join("\n"), secret.slice(0, 8));
+  t.match(problems.join("\n"), '"***" is not a duration');
+  t.end();
+});
+
 t.test("YAML that cannot be read", async (t) => {
   t.match(problemsOf("a: [1"), [/line 1/]);
   t.match(problemsOf("a: 1\na: 2"), [/unique/]);
@@ -318,6 +332,49 @@ t.test("YAML that cannot be read", async (t) => {
     .map((name, i) => `${name}: &${name} [${`*${"abcdefg"[i]},`.repeat(9)}]`)
     .join("\n")}`;
   t.throws(() => loadConfigText(bomb, {}), "an alias bomb is refused");
+});
+
+t.test("what is wrong with the YAML is told without what stands there", (t) => {
+  const secret = "hunter2hunter2hunter2hunter2hunter2";
+  const text = `admin:\n  token: ${secret}\nsession:\n  cookie:\n    secrets:\n      - ${secret}\nstore: redis://u:${secret}@host\n`;
+  const slips = [
+    "|",
+    "|2",
+    "|+",
+    "> ",
+    "@",
+    "%",
+    "&",
+    "*",
+    "!",
+    "!<",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ": ",
+    "- ",
+    '"',
+    "'",
+    "#",
+  ];
+  slips.push("\t", "\n", "\\", '"\\x', '"\\U', "!!int ", "\n---\n", "%YAML 9\n---\n", "...\n", "]{");
+  for (let at = 0; at <= text.length; at++) {
+    for (const slip of slips) {
+      try {
+        loadConfigText(text.slice(0, at) + slip + text.slice(at), {}, "file");
+      } catch (error) {
+        if (!(error instanceof ConfigError)) throw error;
+        // Of what the parser itself says; a misspelled key is named on purpose.
+        const told = error.problems.filter((problem) => / at line \d+, column \d+:$/.test(problem)).join("\n");
+        if (/hunter2|nter2h/.test(told)) t.fail(`${JSON.stringify(slip)} at ${at}: ${told}`);
+      }
+    }
+  }
+  t.match(problemsOf(`a: |${secret}`), [/^here is something that YAML has no place for at line 1, column 5:$/]);
+  t.match(problemsOf(`a: "\\${secret}"`), [/^an escape that YAML does not know/]);
+  t.end();
 });
 
 t.test("a file that is not there or too large", async (t) => {

@@ -175,11 +175,18 @@ t.test("what a store of somebody else's says of its failures stays in the log", 
   const names = "find create commit touch destroy byUser scan check get getAll size set setAll remove clear".split(" ");
   const methods = names.map((name) => `${name}: ${refuse}`).join(", ");
   await writeFile(file, `export default () => ({ kind: "theirs", ${methods}, close() {} });`);
-  const upstream = await startUpstream(t);
-  const gateway = await startGateway(t, { upstream: upstream.url, store: `module:${file}?password=planted-password` });
+  const app = await startApp(t);
+  const gateway = await startGateway(t, { upstream: app.url, store: `module:${file}?password=planted-password` });
   const cookie = await signedCookie();
   t.equal((await ask(gateway.url, { headers: { cookie } })).status, 503);
-  const text = JSON.stringify(await fetchDump(gateway));
+  const login = await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"ada"}}' });
+  t.equal(login.status, 503);
+  const dump = await fetchDump(gateway);
+  t.match(
+    dump.events.filter(({ event }) => event === "write-back.refused"),
+    [{ reason: "failed", error_message: "the session store gave no answer; the log says why" }],
+  );
+  const text = JSON.stringify(dump);
   t.match(text, "the session store gave no answer; the log says why");
   t.notMatch(text, "planted");
   t.match(gateway.logText(), "ada@planted.example");

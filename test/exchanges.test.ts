@@ -1,4 +1,6 @@
 /** `GET /debug/exchanges`: finding a request again, and what it tells. */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import t from "tap";
 import { SHOWN_EXCHANGE, type ShownExchange } from "../src/admin/exchange-schema.ts";
 import { Exchange } from "../src/core/exchange.ts";
@@ -46,6 +48,38 @@ async function seasoned(t: Parameters<typeof startApp>[0]) {
   await until(async () => (await gateway.exchanges()).length === 7);
   return { gateway, cookie };
 }
+
+t.test("hosts are cut like paths", async (t) => {
+  const gateway = await startGateway(t, {});
+  const host = `${"h".repeat(20_000)}.example`;
+  await ask(`${gateway.url}/${"p".repeat(2_000)}?q`, { headers: { host } });
+  const record = await until(async () => (await gateway.exchanges())[0]);
+  t.equal(record.request.host, `${"h".repeat(255)}…`);
+  t.equal(record.request.path, `/${"p".repeat(511)}…`);
+  t.match(gateway.logs.find(({ event }) => event === "http.access")?.["server.address"], /^h{255}…$/);
+});
+
+t.test("what is kept of a long request keeps no more of it in memory", (t) => {
+  setFlagsFromString("--expose-gc");
+  const collectGarbage = runInNewContext("gc");
+  const ids = { traceId: "0".repeat(32), spanId: "0".repeat(16) };
+  const long = (text: string) => Buffer.from(text.padEnd(30_000, "x")).toString();
+  const kept: Exchange[] = [];
+  collectGarbage();
+  const before = process.memoryUsage().heapUsed;
+  for (let i = 0; i < 500; i++) {
+    const exchange = new Exchange({ method: "GET", methodLabel: "GET", httpVersion: "1.1", ...ids });
+    const target = long(`/a/rather/short/path/${i}?token=`);
+    exchange.setPath(target.slice(0, target.indexOf("?")), target);
+    exchange.setHost(long(`host-${i}`).toLowerCase());
+    exchange.countStripped("underscore", long(`x_name_${i}`));
+    kept.push(exchange);
+  }
+  collectGarbage();
+  const bytes = (process.memoryUsage().heapUsed - before) / kept.length;
+  t.ok(bytes < 10_000, `${bytes} bytes for each exchange`);
+  t.end();
+});
 
 t.test("each filter picks what it says, and several are joined by and", async (t) => {
   const { gateway } = await seasoned(t);

@@ -282,6 +282,25 @@ t.test("a CONNECT behind a request waits for its answer", async (t) => {
   t.match(reply, /^HTTP\/1.1 200 [\s\S]*first[\s\S]*HTTP\/1.1 405 /);
 });
 
+t.test("a client that leaves behind a CONNECT takes its request along", async (t) => {
+  const asked = Promise.withResolvers<void>();
+  const gone = Promise.withResolvers<void>();
+  const upstream = await startUpstream(t, (_received, _req, res) => {
+    res.once("close", gone.resolve);
+    asked.resolve();
+  });
+  const gateway = await startGateway(t, { upstream: upstream.url });
+  const socket = await opened(
+    gateway.port,
+    "GET / HTTP/1.1\r\nHost: a\r\n\r\nCONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+  );
+  await asked.promise;
+  socket.destroy();
+  await gone.promise;
+  t.match(await until(async () => (await gateway.exchanges())[0]), { response: { status: 499, clientGone: true } });
+  t.same(await active(gateway), [0]);
+});
+
 t.test("a malformed chunk of a pipelined request is answered after the earlier one, at once", async (t) => {
   const upstream = await startUpstream(t, (_received, _req, res) => setTimeout(() => res.end("first"), 50));
   const gateway = await startGateway(t, { upstream: upstream.url });

@@ -442,6 +442,16 @@ t.test("what is held back is counted, told a minute later, and takes little room
   t.end();
 });
 
+t.test("whatever is thrown can be logged", async (t) => {
+  const gateway = await startGateway(t, {});
+  for (const thrown of [Object.create(null), { toString: () => "hunter2" }, undefined, "a sentence"])
+    gateway.gateway.observer.log.unexpected(thrown);
+  t.same(
+    events(gateway, "error.unexpected").map((line) => line["exception.message"]),
+    ["a thrown object", "a thrown object", "a thrown undefined", "a sentence"],
+  );
+});
+
 t.test("clients of one IPv6 network share a line", async (t) => {
   const upstream = await startUpstream(t);
   const gateway = await startGateway(t, {
@@ -449,11 +459,19 @@ t.test("clients of one IPv6 network share a line", async (t) => {
     listen: { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] },
   });
   const attempt = (address: string) => ask(gateway.url, { headers: { "x-user-id": "1", "x-forwarded-for": address } });
-  for (const address of ["2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1", "192.0.2.1", "192.0.2.2"])
+  for (const address of [
+    "2001:db8:1:2::1",
+    "2001:db8:1:2:ffff::9",
+    "2001:db8:1:3::1",
+    "2001:0db8:1:3:0::2",
+    "192.0.2.1",
+    "192.0.2.2",
+  ])
     await attempt(address);
+  for (const address of ["2001:db8::1:2:3:4:5", "2001:db8::2:2:3:4:5"]) await attempt(address);
   t.same(
     events(gateway, "security.spoof-attempt").map((line) => line["client.address"]),
-    ["2001:db8:1:2::1", "2001:db8:1:3::1", "192.0.2.1", "192.0.2.2"],
+    ["2001:db8:1:2::1", "2001:db8:1:3::1", "192.0.2.1", "192.0.2.2", "2001:db8::1:2:3:4:5", "2001:db8::2:2:3:4:5"],
   );
 });
 

@@ -73,6 +73,16 @@ t.test("what makes no sense is refused with a sentence, and changes nothing", as
   t.same(await shown(gateway), CONFIGURED);
 });
 
+t.test("a change for a while in the wrong place does not become one for good", async (t) => {
+  const gateway = await startGateway(t, {});
+  const headers = { "content-type": "application/json" };
+  const body = JSON.stringify({ traces: { ratio: 1 } });
+  const reply = await ask(`${gateway.adminUrl}/observe?for=15m`, { method: "POST", headers, body });
+  t.equal(reply.status, 400);
+  t.match(reply.body, /unknown parameter/);
+  t.same(await shown(gateway), CONFIGURED);
+});
+
 t.test("with `for` the former values come back by themselves, and the answer says when", async (t) => {
   const gateway = await startGateway(t, {});
   await change(gateway, { traces: { slowerThan: "2s" } });
@@ -102,6 +112,7 @@ t.test("two changes for a while end together; one for good takes its setting out
   const one = await change(gateway, { traces: { ratio: 0.5 } });
   t.match(one.body, { log: { level: "debug" }, traces: { ratio: 0.5 } });
   t.match(one.body.temporary.afterwards, { log: { level: "info" }, traces: { ratio: 0.5 } });
+  t.equal(changes(gateway).at(-1)?.until, undefined, "what stays has no end, though something else has");
   const both = await change(gateway, { log: { level: "warn" } });
   t.match(both.body, { log: { level: "warn" }, traces: { ratio: 0.5 } });
   t.notOk("temporary" in both.body, "nothing is left to end");

@@ -54,6 +54,15 @@ async function startWithFile(t: Teardown, first: Settings = {}) {
   return { running, url: `http://127.0.0.1:${port}`, file, write, reload, events, admin, upstream };
 }
 
+t.test("a file that is something else altogether does not fill the log", async (t) => {
+  const gateway = await startWithFile(t);
+  await writeFile(gateway.file, "a: 1\n".repeat(500));
+  const refused = await gateway.reload("config.reload-refused");
+  const problems = refused?.problems as string[];
+  t.equal(problems.length, 51);
+  t.match(problems.at(-1), /^and 4\d\d more$/);
+});
+
 t.test("a good file: the section observe applies at once, the rest is named", async (t) => {
   const gateway = await startWithFile(t);
   await gateway.write({

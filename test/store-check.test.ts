@@ -3,6 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Redis } from "ioredis";
 import t from "tap";
+import { renderReport } from "../src/cli/check.ts";
 import type { StoreReport } from "../src/core/administration.ts";
 import type { Session, SessionKey } from "../src/core/session.ts";
 import type { ChangeListener, SessionStore } from "../src/core/store.ts";
@@ -316,4 +317,15 @@ t.test("check --store on the command line: a table, and the exit status", async 
   t.match(missing, { status: 1, stdout: "", stderr: /cannot be opened: .*\n {2}the file or its folder is not there/ });
   await writeFile(join(folder, "text.db"), "this is no database".repeat(100));
   t.match(await check(`sqlite:${folder}/text.db`), { status: 1, stderr: /no SQLite database: correct the store URL/ });
+});
+
+t.test("what a store says of itself does not command the terminal", (t) => {
+  const command = "\u001b]0;owned\u0007";
+  const steps = [{ step: "find", result: "failed" as const, ms: 1, problem: `no ${command}`, advice: "look" }];
+  const facts = [{ name: `server${command}`, value: `7${command}` }];
+  const text = renderReport({ ok: false, store: "theirs", steps, facts, warnings: [`full${command}`] }, "module:x");
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not be there
+  t.notMatch(text, /[\u001b\u0007]/);
+  t.match(text, /failed: find: no \ufffd/);
+  t.end();
 });

@@ -10,6 +10,7 @@ import { ATTRIBUTES } from "../src/observe/names.ts";
 import { Tracing } from "../src/observe/tracing.ts";
 import { SCRIPTS } from "../src/store/redis-scripts.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
+import { command } from "./support/command.ts";
 import { exportTo, type Receiver, type Span, startReceiver } from "./support/otlp.ts";
 import {
   feedState,
@@ -473,4 +474,34 @@ t.test("the OTEL_* variables decide whether and how; what cannot be obeyed is a 
       t.match((error as ConfigError).problems, [problem]);
     }
   }
+});
+
+t.test("a collector that is silent does not hold the process when it ends", async (t) => {
+  const asked = Promise.withResolvers<void>();
+  const collector = await startHttp(t, () => asked.resolve());
+  const upstream = await startUpstream(t);
+  const [port, adminPort] = [await freePort(), await freePort()];
+  const options = [
+    "--upstream",
+    upstream.url,
+    "--store",
+    "memory:",
+    "--port",
+    `${port}`,
+    "--admin-port",
+    `${adminPort}`,
+  ];
+  const running = command(t, options, {
+    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${collector.port}`,
+    OTEL_EXPORTER_OTLP_TIMEOUT: "60000",
+    OTEL_BSP_SCHEDULE_DELAY: "50",
+  });
+  await until(() => running.stdout().includes("gateway.started"));
+  // What fails is exported whatever the ratio.
+  await ask(`http://127.0.0.1:${port}/`, { method: "TRACE" });
+  await asked.promise;
+  const endedAt = performance.now();
+  running.child.kill("SIGTERM");
+  t.equal(await running.ended, 0);
+  t.ok(performance.now() - endedAt < 8_000, "its spans got two seconds");
 });

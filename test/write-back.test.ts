@@ -65,6 +65,12 @@ t.test("a member named __proto__ changes no prototype", async (t) => {
   t.equal(parsed.start?.user?.roles, undefined);
 });
 
+t.test("a reason has no more of a name than is needed to find it", (t) => {
+  const parsed = parseCommands({ start: [JSON.stringify({ [`n${"a".repeat(8000)}`]: 1 })] }, ALLOWED);
+  t.same(parsed, { command: "start", malformed: `"n${"a".repeat(63)}" is neither user nor data` });
+  t.end();
+});
+
 t.test("random input: a command or malformed, never another exception", async (t) => {
   const pieces = [
     '{"user":',

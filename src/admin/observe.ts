@@ -54,11 +54,13 @@ export function observeEndpoint(settings: RuntimeSettings): [path: string, endpo
       actions: {
         GET: action({
           about: "what is in effect, and until when",
+          query: z.strictObject({}),
           answer: REPORT,
           reply: () => json(200, settings.report()),
         }),
         POST: action({
           about: "changes what is named; `for` brings the former values back by itself",
+          query: z.strictObject({}),
           body: CHANGES,
           answer: REPORT,
           reply: ({ body: { log, traces: { slowerThan, ...traces } = {}, for: forMs } }) => {

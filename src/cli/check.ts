@@ -11,7 +11,7 @@ import { explain } from "../store/failures.ts";
 import { openStore } from "../store/open.ts";
 import { probeStore } from "../store/probe.ts";
 import { CommandError, FAILED, parse, print, UsageError } from "./arguments.ts";
-import { table } from "./text.ts";
+import { plain, table } from "./text.ts";
 
 /** `coatcheck check`: the configuration, and on demand the store. */
 export async function check(args: readonly string[], environment: Environment): Promise<number> {
@@ -43,7 +43,7 @@ export async function openConfigured(store: Config["store"], config: Config): Pr
     return await openStore(store, storeOptions(config, Date.now));
   } catch (error) {
     const { problem, advice } = explain(error);
-    throw new CommandError(`${problem}\n  ${advice}`);
+    throw new CommandError(`${plain(problem, MAX_LENGTH)}\n  ${advice}`);
   }
 }
 
@@ -52,15 +52,19 @@ function shownStore(store: Config["store"]): string {
   return `${maskUrl(store.primary)}, falling back to ${maskUrl(store.fallback)}`;
 }
 
+/** Of what is told of a store. */
+const MAX_LENGTH = 1000;
+
 export function renderReport({ ok, store, steps, facts, warnings }: StoreReport, url: string): string {
   const parts = [
     `${store} at ${url}\n`,
     table([["STEP", "RESULT", "MS"], ...steps.map(({ step, result, ms }) => [step, result, shownMs(result, ms)])], [2]),
   ];
-  if (facts.length > 0) parts.push(table(facts.map(({ name, value }) => [name, value])));
+  // What servers, and stores of somebody else's, say of themselves.
+  if (facts.length > 0) parts.push(table(facts.map(({ name, value }) => [plain(name), plain(value, MAX_LENGTH)])));
   for (const { step, problem, advice } of steps)
-    if (problem !== undefined) parts.push(`failed: ${step}: ${problem}\n  ${advice}\n`);
-  for (const warning of warnings) parts.push(`warning: ${warning}\n`);
+    if (problem !== undefined) parts.push(`failed: ${step}: ${plain(problem, MAX_LENGTH)}\n  ${advice}\n`);
+  for (const warning of warnings) parts.push(`warning: ${plain(warning, MAX_LENGTH)}\n`);
   const count = warnings.length;
   if (!ok) parts.push("The store would not serve as it is.\n");
   else parts.push(`The store serves${count === 0 ? "" : `, with ${count} warning${count === 1 ? "" : "s"}`}.\n`);

@@ -47,7 +47,7 @@ type Options = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
 const TRAFFIC_OPTIONS = ["users", "rate", "seconds", "seed"] as const;
 
-/** How the process that runs a gateway ends, in `cli.ts`. */
+/** How the process that runs a gateway ends, in `run.ts`. */
 export interface ProcessEdge {
   attend(gateway: Gateway): void;
   /** @param sooner ends it too. */

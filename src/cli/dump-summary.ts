@@ -1,4 +1,5 @@
 import type { Dump } from "../admin/dump.ts";
+import { isSurprise } from "../core/exchange.ts";
 import { parseOpenMetrics } from "./open-metrics.ts";
 import { grouped, plain, table } from "./text.ts";
 
@@ -6,9 +7,7 @@ import { grouped, plain, table } from "./text.ts";
 
 type Recorded = Dump["exchanges"][string][number];
 
-/** Reasons of `coatcheck_session_logouts_total` that nobody asked for. */
-const SURPRISES = ["lost", "signature", "malformed", "newer", "mismatch", "ambiguous"];
-/** The same, as far as one exchange tells: `unknown` may have been ended by somebody. */
+/** Surprises, as far as one exchange tells: `unknown` may have been ended by somebody. */
 const SURPRISING_OUTCOMES = ["unknown", "malformed", "newer", "mismatch", "ambiguous"];
 const ROWS = 8;
 /** How many of the last requests are held against one another. */
@@ -53,7 +52,7 @@ function standsOut(dump: Dump): string {
   const last = recent(dump).slice(0, LAST);
   for (const { cause, records } of failuresIn(last).slice(0, 3))
     lines.push(`${records.length} of the last ${last.length} requests failed with ${cause}`);
-  const surprises = logouts(dump).filter(({ reason }) => SURPRISES.includes(reason));
+  const surprises = logouts(dump).filter(({ reason }) => isSurprise(reason));
   if (surprises.length > 0)
     lines.push(
       `visitors were logged out by surprise: ${surprises.map(({ reason, count }) => `${grouped(count)} ${reason}`).join(", ")}`,
@@ -112,7 +111,7 @@ function renderLogouts(dump: Dump): string {
   const counted = logouts(dump).map(({ reason, count }) => [
     plain(reason),
     grouped(count),
-    SURPRISES.includes(reason) ? "surprise" : "",
+    isSurprise(reason) ? "surprise" : "",
   ]);
   const suspects = recent(dump).filter(({ session }) => SURPRISING_OUTCOMES.includes(session.outcome));
   const examples = ranked(suspects, ({ session }) => `${session.outcome}, cookie ${session.cookie}`).slice(0, ROWS);

@@ -160,18 +160,26 @@ function dumpOnSignal(gateway: Pick<Gateway, "writeDump">): void {
   process.on("SIGUSR2", () => void gateway.writeDump());
 }
 
+/** How long the process waits for what is left when everything that counts has been closed, milliseconds. */
+const LEAVE_AFTER_MS = 250;
+
 /** Serves until SIGTERM, SIGINT or `sooner`, then ends in order; a second signal ends at once. */
 function untilSignal(close: () => Promise<void>, sooner?: Promise<unknown>): Promise<number> {
   return new Promise((resolve) => {
     let ending = false;
+    // A collector that is silent would hold the process for as long as its exporter has patience.
+    const leave = (status: number): void => {
+      setTimeout(() => process.exit(status), LEAVE_AFTER_MS).unref();
+      resolve(status);
+    };
     const end = (): void => {
       if (ending) process.exit(FAILED);
       ending = true;
       close().then(
-        () => resolve(0),
+        () => leave(0),
         (error: unknown) => {
           process.stderr.write(`coatcheck: ${error instanceof Error ? error.message : String(error)}\n`);
-          resolve(FAILED);
+          leave(FAILED);
         },
       );
     };

@@ -7,6 +7,18 @@ import { parseDuration, parseSize } from "../core/units.ts";
 
 export const MIN_SECRET_LENGTH = 32;
 
+/** As long as a secret has to be, and without a blank: what a wrong variable gives has this shape. */
+const SECRET_SHAPE = /[\w+/=-]{32,}/g;
+
+function withoutSecrets(text: string): string {
+  return text.replace(SECRET_SHAPE, "***");
+}
+
+/** What stands in the wrong place, for a message. */
+export function quoted(text: string): string {
+  return `"${withoutSecrets(text).slice(0, 100)}"`;
+}
+
 export function duration(bounds: { min: string; max: string }) {
   const minMs = parseDuration(bounds.min) as number;
   const maxMs = parseDuration(bounds.max) as number;
@@ -15,7 +27,7 @@ export function duration(bounds: { min: string; max: string }) {
     if (ms === undefined) {
       context.addIssue({
         code: "custom",
-        message: `"${text}" is not a duration; write for example "500ms", "30s", "15m", "12h" or "7d"`,
+        message: `${quoted(text)} is not a duration; write for example "500ms", "30s", "15m", "12h" or "7d"`,
       });
     } else if (ms < minMs || ms > maxMs) {
       context.addIssue({ code: "custom", message: `must be between ${bounds.min} and ${bounds.max}` });
@@ -29,7 +41,7 @@ export function size(bounds: { min: string; max: string }) {
     const bytes = parseSize(text);
     const message =
       bytes === undefined
-        ? `"${text}" is not a size; write for example "512KiB", "64MiB" or "1GiB"`
+        ? `${quoted(text)} is not a size; write for example "512KiB", "64MiB" or "1GiB"`
         : `must be between ${bounds.min} and ${bounds.max}`;
     if (bytes === undefined || bytes < min || bytes > max) context.addIssue({ code: "custom", message });
   });
@@ -57,7 +69,7 @@ export function url(schemes: readonly string[], example: string) {
 /** A URL that can be shown: its password, its query and its fragment are not. Of what is no URL, only the scheme is. */
 export function maskUrl(text: string): string {
   if (isRedisUrl(text)) return maskRedisUrl(text);
-  if (!URL.canParse(text)) return text.replace(/^([a-z+]{1,20}:\/\/)?.*@.*$/is, "$1***").slice(0, 100);
+  if (!URL.canParse(text)) return withoutSecrets(text.replace(/^([a-z+]{1,20}:\/\/)?.*@.*$/is, "$1***")).slice(0, 100);
   const url = new URL(text);
   if (url.password !== "") url.password = "***";
   if (url.search !== "") url.search = "?***";

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { type Document, parseDocument } from "yaml";
+import { type Document, parseDocument, type YAMLParseError } from "yaml";
 import { type Config, compile } from "./compile.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
 import { type Settings, settingsSchema } from "./schema.ts";
@@ -28,12 +28,25 @@ export function loadConfigFile(file: string, environment: Environment): { settin
 export function loadConfigText(text: string, environment: Environment, source = "configuration") {
   const document = parseDocument(text);
   if (document.errors.length > 0) {
-    throw new ConfigError(
-      source,
-      document.errors.map((error) => error.message.split("\n")[0] ?? "not YAML"),
-    );
+    throw new ConfigError(source, document.errors.map(syntaxProblem));
   }
   return loadConfig(plainValueOf(document, source) ?? {}, environment, source);
+}
+
+/** Errors of which the parser quotes what stands there: a secret perhaps, behind a tab or a bracket too many. */
+const QUOTING: Readonly<Partial<Record<YAMLParseError["code"], string>>> = {
+  UNEXPECTED_TOKEN: "here is something that YAML has no place for",
+  BAD_DQ_ESCAPE: 'an escape that YAML does not know; write \\\\ for a backslash between "',
+  BAD_DIRECTIVE: "a directive (%…) that YAML does not know",
+  TAG_RESOLVE_FAILED: "a tag (!…) that does not go with what follows; put a text that begins with ! in quotes",
+};
+
+function syntaxProblem({ code, message, linePos }: YAMLParseError): string {
+  const inOwnWords = QUOTING[code];
+  // The lines below the first show the place in the file.
+  if (inOwnWords === undefined) return message.split("\n")[0] ?? "not YAML";
+  const [at] = linePos ?? [];
+  return at === undefined ? inOwnWords : `${inOwnWords} at line ${at.line}, column ${at.col}:`;
 }
 
 function plainValueOf(document: Document.Parsed, source: string): unknown {

@@ -15,7 +15,7 @@ import { isRedisUrl, parseRedisUrl } from "../core/redis-url.ts";
 import { BINDINGS } from "../core/session.ts";
 import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
-import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, secret, size, url, whole } from "./fields.ts";
+import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, quoted, secret, size, url, whole } from "./fields.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
@@ -231,7 +231,7 @@ function sourceProblem(source: string): string | undefined {
   const roots = ["user", "data", "createdAt", "expiresAt"];
   return root !== undefined && roots.includes(root)
     ? undefined
-    : `"${source}" is neither "handle" nor a pointer that begins with ${roots.map((name) => `/${name}`).join(", ")}`;
+    : `${quoted(source)} is neither "handle" nor a pointer that begins with ${roots.map((name) => `/${name}`).join(", ")}`;
 }
 
 const upstreamUrl = url(["http://", "https://"], "http://10.0.0.5:3000").refine(

@@ -1,6 +1,7 @@
 import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
+import { ownCopy, pieceOf } from "./own-copy.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
 import type { StoreCommand } from "./store.ts";
@@ -44,6 +45,11 @@ export const LOGOUT_REASONS = [
 ] as const;
 export type LogoutReason = (typeof LOGOUT_REASONS)[number];
 
+/** Whether nobody wanted that. @param reason as in `LOGOUT_REASONS`, perhaps of another version. */
+export function isSurprise(reason: string): boolean {
+  return reason !== "expired" && reason !== "ended";
+}
+
 /** Where the answer came from. `coalesced`: another request had asked already. `stale`: from before an outage. */
 export const SESSION_SOURCES = ["cache", "coalesced", "store", "stale"] as const;
 export type SessionSource = (typeof SESSION_SOURCES)[number];
@@ -78,6 +84,8 @@ const SPOOF_CLASSES: ReadonlySet<StripClass> = new Set(["managed", "alias", "con
 const NAMES_KEPT = 16;
 const NAME_CHARACTERS_KEPT = 64;
 const PATH_CHARACTERS_KEPT = 512;
+/** Longer than any name that DNS has. */
+const HOST_CHARACTERS_KEPT = 255;
 /** Commands to the store's server that an exchange keeps; one that ends all sessions of a user may take thousands. */
 const STORE_COMMANDS_KEPT = 32;
 const NO_NAMES: readonly string[] = [];
@@ -100,6 +108,7 @@ export class Exchange {
   readonly httpVersion: string;
   /** Without the query, which may carry secrets; at most 512 characters. */
   path = "";
+  /** In lower case, without port; at most 255 characters. */
   host = "";
   /** As the client sees it: a trusted proxy may have said so. */
   scheme: "http" | "https" = "http";
@@ -205,9 +214,18 @@ export class Exchange {
     return at - this.#startedMonotonic;
   }
 
-  /** @param path as sent, without the query. */
-  setPath(path: string): void {
-    this.path = path.length > PATH_CHARACTERS_KEPT ? `${path.slice(0, PATH_CHARACTERS_KEPT)}…` : path;
+  /**
+   * @param path as sent, without the query.
+   * @param target that it was cut out of.
+   */
+  setPath(path: string, target: string): void {
+    if (path.length > PATH_CHARACTERS_KEPT) this.path = `${ownCopy(path.slice(0, PATH_CHARACTERS_KEPT))}…`;
+    else this.path = pieceOf(target, path);
+  }
+
+  setHost(hostname: string): void {
+    if (hostname.length > HOST_CHARACTERS_KEPT) this.host = `${ownCopy(hostname.slice(0, HOST_CHARACTERS_KEPT))}…`;
+    else this.host = hostname;
   }
 
   countStripped(stripClass: StripClass, name: string): void {
@@ -256,5 +274,6 @@ export class Exchange {
 }
 
 function keepName(names: string[], name: string): void {
-  if (names.length < NAMES_KEPT) names.push(name.slice(0, NAME_CHARACTERS_KEPT));
+  if (names.length >= NAMES_KEPT) return;
+  names.push(name.length > NAME_CHARACTERS_KEPT ? ownCopy(name.slice(0, NAME_CHARACTERS_KEPT)) : name);
 }

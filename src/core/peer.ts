@@ -1,4 +1,5 @@
 import { BlockList, isIPv4, isIPv6 } from "node:net";
+import { pieceOf } from "./own-copy.ts";
 
 /** At most this many hops of an `X-Forwarded-For` are looked at. */
 const MAX_HOPS = 32;
@@ -64,7 +65,7 @@ export function clientAddressOf(peer: Peer, forwardedFor: string, trusted: Trust
     client = hop;
     if (!trusted.includes(hop)) break;
   }
-  return client;
+  return pieceOf(forwardedFor, client);
 }
 
 /** `::ffff:192.0.2.1`, as a dual-stack socket reports IPv4, becomes `192.0.2.1`; the zone of `fe80::1%eth0` goes. */
@@ -72,4 +73,18 @@ function plainAddress(addressWithZone: string): string {
   const zone = addressWithZone.indexOf("%");
   const address = zone === -1 ? addressWithZone : addressWithZone.slice(0, zone);
   return address.startsWith("::ffff:") && isIPv4(address.slice(7)) ? address.slice(7) : address;
+}
+
+/** The eight groups of an IPv6 address, `::` spelled out and without leading zeros. */
+export function hextets(address: string): string[] {
+  const [head = "", tail] = address.toLowerCase().split("::", 2);
+  const groups = (text: string) =>
+    text
+      .split(":")
+      .filter((group) => group !== "")
+      .map((group) => group.replace(/^0+(?=.)/, ""));
+  const before = groups(head);
+  if (tail === undefined) return before;
+  const after = groups(tail);
+  return [...before, ...new Array<string>(Math.max(0, 8 - before.length - after.length)).fill("0"), ...after];
 }

@@ -19,7 +19,6 @@ import type { SessionStore } from "../core/store.ts";
 import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.ts";
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
-import { RING_NAMES } from "../observe/recorder.ts";
 import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget } from "../pipeline.ts";
 import { isMismatch } from "../session/binding.ts";
 import type { CookieNote, PresentedCookie } from "../session/cookie.ts";
@@ -81,8 +80,8 @@ export function createExplainer(options: ExplainerOptions): Explainer {
 /** Each exchange of a trace that is kept in any ring, newest first. */
 function recordsOf({ recorder, watches }: Observer, traceId: string): readonly ExchangeRecord[] {
   const found = new Map<string, ExchangeRecord>();
-  for (const records of [...RING_NAMES.map((ring) => recorder.records(ring)), watches.records()])
-    for (const record of records) if (record.traceId === traceId) found.set(record.spanId, record);
+  const watched = watches.records().filter((record) => record.traceId === traceId);
+  for (const record of [...recorder.ofTrace(traceId), ...watched]) found.set(record.spanId, record);
   return [...found.values()].sort((a, b) => Date.parse(b.time) - Date.parse(a.time));
 }
 

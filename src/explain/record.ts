@@ -17,7 +17,7 @@ import {
 } from "./words.ts";
 
 /**
- * What became of a request, from its record: what the record has, in the words of `explain.ts`.
+ * What became of a request, from its record: what the record has, in the words of `words.ts`.
  * @param count how many exchanges of the trace are recorded; this is the newest.
  */
 export function explainRecord(record: ExchangeRecord, count: number, routes: RouteTable, facts: Facts): Explanation {

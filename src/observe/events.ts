@@ -30,7 +30,7 @@ export const REQUEST_FIELDS = {
 /** The access line, beside the fields of every line and of every request. */
 export const ACCESS_FIELDS = {
   [A.method]: "Method as sent; empty for a message that never became a request.",
-  [A.host]: "Host that was asked for, without port.",
+  [A.host]: "Host that was asked for, without port; at most 255 characters.",
   [A.path]: "Path without the query, which may carry secrets; at most 512 characters.",
   [A.status]: "Status of the response; 499 when the client went away before it was complete.",
   [A.source]: "Who produced the status: `upstream`, or `proxy` for Coatcheck itself.",
@@ -220,7 +220,7 @@ export const EVENTS = {
   "config.reload-refused": {
     levels: ["error"],
     about: "The configuration was read again and is wrong; the one before goes on.",
-    fields: { problems: "What is wrong, each with its path." },
+    fields: { problems: "What is wrong, each with its path; the first 50." },
     advice: "Correct the file; a restart with it would fail.",
   },
   "config.nothing-to-reload": {

@@ -1,4 +1,4 @@
-import type { LogoutReason, PolicyDecision, SessionOutcome } from "../core/exchange.ts";
+import { isSurprise, type LogoutReason, type PolicyDecision, type SessionOutcome } from "../core/exchange.ts";
 import type { ExchangeRecord, WatchedRecord } from "./record.ts";
 
 /** What a request must be like to be shown; all that is given must hold. */
@@ -77,7 +77,7 @@ function is<T>(wanted: T | undefined, value: T | undefined): boolean {
 
 function isLogout(reason: LogoutReason | undefined, wanted: LogoutReason | "surprise"): boolean {
   if (wanted !== "surprise") return reason === wanted;
-  return reason !== undefined && reason !== "expired" && reason !== "ended";
+  return reason !== undefined && isSurprise(reason);
 }
 
 /** @param wanted `503`, or `5xx`. */

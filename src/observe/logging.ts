@@ -124,7 +124,9 @@ export class Log {
 
   /** A failure that nobody expected; the stack is for the log only. */
   unexpected(error: unknown, exchange?: Exchange): void {
-    const err = error instanceof Error ? error : new Error(String(error));
+    // What else is thrown may hold anything, and need not have a text.
+    const err =
+      error instanceof Error ? error : new Error(typeof error === "string" ? error : `a thrown ${typeof error}`);
     const named = {
       event: "error.unexpected" satisfies EventName,
       ...(exchange && requestFields(exchange)),

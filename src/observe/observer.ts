@@ -36,6 +36,9 @@ export interface ObserverOptions extends ObserveConfig {
   readonly prettyLog?: { readonly colours: boolean };
 }
 
+/** A file that is something else altogether has a problem in every line. */
+const PROBLEMS_TOLD = 50;
+
 /** One record, four renderings: takes every closed exchange once. */
 export class Observer {
   readonly metrics: Metrics;
@@ -115,7 +118,9 @@ export class Observer {
   reloadRefused(problems: readonly string[]): void {
     this.metrics.reloaded("refused");
     const message = "the configuration has problems; what was in effect goes on";
-    this.log.event("error", "config.reload-refused", message, { problems });
+    const more = problems.length - PROBLEMS_TOLD;
+    const told = more > 0 ? [...problems.slice(0, PROBLEMS_TOLD), `and ${more} more`] : problems;
+    this.log.event("error", "config.reload-refused", message, { problems: told });
   }
 
   #changed({ by, before, after, changed, until }: SettingsChange): void {

@@ -45,6 +45,14 @@ export class Recorder {
     for (const exchange of this.#rings[ring].newestFirst(Infinity)) yield renderRecord(exchange);
   }
 
+  /** @returns the records of a trace, each once, from whichever ring. */
+  ofTrace(traceId: string): ExchangeRecord[] {
+    const found = new Set<Exchange>();
+    for (const ring of Object.values(this.#rings))
+      for (const exchange of ring.newestFirst(Infinity)) if (exchange.traceId === traceId) found.add(exchange);
+    return [...found].map(renderRecord);
+  }
+
   /** @returns at most `limit` records, newest first. */
   list(ring: RingName, limit: number): ExchangeRecord[] {
     return this.#rings[ring].newestFirst(limit).map(renderRecord);

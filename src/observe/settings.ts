@@ -18,7 +18,7 @@ export interface SettingsChange {
   readonly after: ObserveSettings;
   /** By the keys of the configuration file. */
   readonly changed: Readonly<Record<string, { readonly from: unknown; readonly to: unknown }>>;
-  /** When it ends by itself: ISO 8601, UTC. */
+  /** When it ends by itself: ISO 8601, UTC. `undefined`: it stays. */
   readonly until: string | undefined;
 }
 
@@ -45,7 +45,7 @@ export class RuntimeSettings {
   }
 
   report(): ObserveReport {
-    const until = this.#endsAt();
+    const until = isoTime(this.#until);
     return {
       ...inWords(this.current),
       ...(until !== undefined && { temporary: { until, afterwards: inWords(this.#lasting) } }),
@@ -60,7 +60,8 @@ export class RuntimeSettings {
    */
   adjust(named: ObserveChanges, forMs?: number): void {
     const changes = { log: defined(named.log), traces: defined(named.traces) };
-    this.#change("operator", () => {
+    const until = forMs === undefined ? undefined : Date.now() + forMs;
+    this.#change("operator", until, () => {
       if (forMs === undefined) {
         this.#lasting = merged(this.#lasting, changes);
         this.#temporary = without(this.#temporary, changes);
@@ -70,14 +71,14 @@ export class RuntimeSettings {
           log: { ...this.#temporary.log, ...changes.log },
           traces: { ...this.#temporary.traces, ...changes.traces },
         };
-        this.#endTemporary(forMs);
+        this.#endTemporary(until);
       }
     });
   }
 
   /** A new configuration: what operators changed is gone. */
   replace(configured: ObserveSettings): void {
-    this.#change("reload", () => {
+    this.#change("reload", undefined, () => {
       this.#lasting = configured;
       this.#temporary = {};
       this.#endTemporary();
@@ -88,31 +89,30 @@ export class RuntimeSettings {
     clearTimeout(this.#timer);
   }
 
-  /** @param afterMs absent: there is nothing to end any more. */
-  #endTemporary(afterMs?: number): void {
+  /** @param until milliseconds since the epoch; absent: there is nothing to end any more. */
+  #endTemporary(until?: number): void {
     clearTimeout(this.#timer);
-    this.#until = undefined;
-    if (afterMs === undefined) return;
-    this.#until = Date.now() + afterMs;
+    this.#until = until;
+    if (until === undefined) return;
     this.#timer = setTimeout(() => {
-      this.#change("time", () => {
+      this.#change("time", undefined, () => {
         this.#temporary = {};
         this.#until = undefined;
       });
-    }, afterMs).unref();
+    }, until - Date.now()).unref();
   }
 
-  #endsAt(): string | undefined {
-    return this.#until === undefined ? undefined : new Date(this.#until).toISOString();
-  }
-
-  #change(by: ChangedBy, change: () => void): void {
+  #change(by: ChangedBy, until: number | undefined, change: () => void): void {
     const before = this.current;
     change();
     const after = this.current;
     const changed = differences(inWords(before), inWords(after));
-    if (Object.keys(changed).length > 0) this.#onChange({ by, before, after, changed, until: this.#endsAt() });
+    if (Object.keys(changed).length > 0) this.#onChange({ by, before, after, changed, until: isoTime(until) });
   }
+}
+
+function isoTime(ms: number | undefined): string | undefined {
+  return ms === undefined ? undefined : new Date(ms).toISOString();
 }
 
 function defined<T extends object>(values: T | undefined): { [Name in keyof T]?: Exclude<T[Name], undefined> } {

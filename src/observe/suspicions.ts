@@ -1,5 +1,6 @@
 import { isIPv6 } from "node:net";
 import type { Exchange, StripClass, WriteBackCommand } from "../core/exchange.ts";
+import { hextets } from "../core/peer.ts";
 import type { Log } from "./logging.ts";
 import { Throttle } from "./throttle.ts";
 
@@ -40,10 +41,7 @@ function spoofClasses({ managed, alias, connection, internal }: Partial<Record<S
 
 /** Whoever has an IPv6 address has all of its /64. */
 function networkOf(address: string): string {
-  if (!isIPv6(address)) return address;
-  const [head = "", tail] = address.split("::");
-  const groups = head.split(":");
-  return tail === undefined || groups.length >= 4 ? groups.slice(0, 4).join(":") : `${head}::`;
+  return isIPv6(address) ? hextets(address).slice(0, 4).join(":") : address;
 }
 
 interface Refusal {

@@ -1,4 +1,5 @@
 import { isIPv4, isIPv6 } from "node:net";
+import { hextets } from "../core/peer.ts";
 import type { Binding, Session, SessionClient } from "../core/session.ts";
 
 /** Hextets of an IPv6 address that stay the same in one household or company: /56 is rounded down to whole ones. */
@@ -26,18 +27,4 @@ export function networkOf(address: string): string {
 function prefixOf(address: string): string {
   if (isIPv4(address)) return address.slice(0, address.lastIndexOf("."));
   return hextets(address).slice(0, IPV6_PREFIX_HEXTETS).join(":");
-}
-
-/** The eight groups of an IPv6 address, `::` spelled out and without leading zeros. */
-function hextets(address: string): string[] {
-  const [head = "", tail] = address.toLowerCase().split("::", 2);
-  const groups = (text: string) =>
-    text
-      .split(":")
-      .filter((group) => group !== "")
-      .map((group) => group.replace(/^0+(?=.)/, ""));
-  const before = groups(head);
-  if (tail === undefined) return before;
-  const after = groups(tail);
-  return [...before, ...new Array<string>(Math.max(0, 8 - before.length - after.length)).fill("0"), ...after];
 }

@@ -7,6 +7,8 @@ export const MAX_WRITE_BACK_BYTES = 8 * 1024;
 const MAX_ROLES = 256;
 /** Session attributes in one session; a name is at most this long too. */
 const MAX_ATTRIBUTE_NAME_LENGTH = 128;
+/** What is told of a name that an application sends in the wrong place. */
+const NAME_CHARACTERS_TOLD = 64;
 
 /** What an application's response asks for, checked. */
 export interface SessionCommands {
@@ -67,7 +69,8 @@ type Permit = (name: string) => boolean;
 function parseStart(value: string, permit: Permit): NonNullable<SessionCommands["start"]> {
   const start = parseObject(value);
   for (const name of Object.keys(start)) {
-    if (name !== "user" && name !== "data") throw new Malformed(`"${name}" is neither user nor data`);
+    if (name !== "user" && name !== "data")
+      throw new Malformed(`"${name.slice(0, NAME_CHARACTERS_TOLD)}" is neither user nor data`);
   }
   const user = start.user === undefined || start.user === null || !permit("user") ? null : parseUser(start.user);
   if (start.data !== undefined && !isJsonObject(start.data)) throw new Malformed("data is not an object");

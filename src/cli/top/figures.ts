@@ -1,3 +1,4 @@
+import { isSurprise } from "../../core/exchange.ts";
 import type { Scrape } from "../open-metrics.ts";
 import { Change, type Counted, type Labels, type Quantiles } from "./change.ts";
 
@@ -86,9 +87,6 @@ const OPERATION = "coatcheck_session_operation_duration_seconds";
 const RESOLUTIONS = "coatcheck_session_resolutions_total";
 const LOGOUTS = "coatcheck_session_logouts_total";
 
-/** Of `coatcheck_session_logouts_total`: what is no surprise is that a session expired or was ended. */
-const EXPECTED_LOGOUTS = new Set(["expired", "ended"]);
-
 /** Whether this is a scrape of Coatcheck at all. */
 export function isOfCoatcheck(scrape: Scrape): boolean {
   return scrape.has("coatcheck_build_info");
@@ -126,7 +124,7 @@ export function figuresOf(now: Reading, before: Reading | undefined): Figures {
     events: rows(since.by("coatcheck_session_events_total", label("event"))),
     stripped: rows(since.by("coatcheck_headers_stripped_total", label("class"))),
     logouts,
-    surprises: logouts.filter(({ name }) => !EXPECTED_LOGOUTS.has(name)),
+    surprises: logouts.filter(({ name }) => isSurprise(name)),
     recognisedRatio: recognised(since),
     store: {
       kind,
