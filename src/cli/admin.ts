@@ -5,6 +5,7 @@ import { type RequestOptions, request as requestTls } from "node:https";
 import { Readable } from "node:stream";
 import type { ReadableStream } from "node:stream/web";
 import { type Environment, loadConfigFile } from "../config/load.ts";
+import { readProblem } from "../core/file-problems.ts";
 import { CommandError, UsageError } from "./arguments.ts";
 import { plain } from "./text.ts";
 
@@ -23,8 +24,9 @@ export const ADMIN_OPTIONS = {
 
 /** The same for `--help`. */
 export const ADMIN_HELP = `  -c, --config FILE     its configuration, for address and token
-      --admin URL       its address (default: ${DEFAULT_ADMIN}); the token is COATCHECK_ADMIN_TOKEN
-      --ca FILE         with --admin https://…: certificates to trust in place of the usual ones, PEM`;
+      --admin URL       its address (default: ${DEFAULT_ADMIN});
+                        the token is read from COATCHECK_ADMIN_TOKEN
+      --ca FILE         with --admin https://…: certificates to trust, PEM, not the usual ones`;
 
 type Trust = Pick<RequestOptions, "ca" | "checkServerIdentity">;
 
@@ -86,13 +88,17 @@ function trustOnly(cert: Buffer): Trust {
 }
 
 function readCertificates(file: string, setting: string): Buffer {
+  let pem: Buffer;
   try {
-    const pem = readFileSync(file);
+    pem = readFileSync(file);
+  } catch (error) {
+    throw new CommandError(`${setting}: ${file} ${readProblem(error)}`);
+  }
+  try {
     new X509Certificate(pem);
     return pem;
-  } catch (error) {
-    const reason = error instanceof Error && "code" in error ? String(error.code) : "not PEM";
-    throw new CommandError(`${setting}: the certificate ${file} cannot be read (${reason})`);
+  } catch {
+    throw new CommandError(`${setting}: ${file} is not a certificate in PEM`);
   }
 }
 
@@ -204,6 +210,11 @@ function send({ url, token, trust }: Admin, { method, path, body }: AdminCall, s
   });
 }
 
+const TLS_ADVICE: Readonly<Record<string, string>> = {
+  CERT_HAS_EXPIRED: "renew it",
+  ERR_TLS_CERT_ALTNAME_INVALID: "use a name that is in it, or --config FILE, which goes by the certificate itself",
+};
+
 const WHERE = "say where it is with --config FILE or --admin URL";
 
 function unreachable(error: unknown, url: string): string {
@@ -211,9 +222,13 @@ function unreachable(error: unknown, url: string): string {
   if (code === "ECONNREFUSED") return `nothing listens there, so no Coatcheck is running at ${url}; ${WHERE}`;
   // The codes of TLS look otherwise than those of the system, and need words.
   if (error instanceof Error && url.startsWith("https:") && code !== "" && !/^E[A-Z]+$/.test(code)) {
-    const advice = code === "CERT_HAS_EXPIRED" ? "renew it" : "name the one to trust with --config FILE or --ca FILE";
+    const advice = TLS_ADVICE[code] ?? "name the one to trust with --config FILE or --ca FILE";
     return `cannot trust the certificate of ${url} (${code}: ${plain(error.message)}); ${advice}`;
   }
+  // Plain text where TLS is spoken, and the other way round.
+  if (code === "EPROTO") return `what answers at ${url} does not speak TLS; say http://, or where else it is`;
+  if (code === "ECONNRESET" && url.startsWith("http:"))
+    return `${url} ends the connection without an answer; if it has admin.tls, say https://`;
   return `cannot ask ${url}${code === "" ? "" : ` (${code})`}; ${WHERE}`;
 }
 

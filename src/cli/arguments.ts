@@ -20,7 +20,9 @@ export function parse<const T extends Options>(args: readonly string[], options:
   try {
     return parseArgs({ args: [...args], allowPositionals: true, options });
   } catch (error) {
-    throw new UsageError(error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error));
+    const message = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    // What follows the name of an unknown option tells of positional arguments, which hardly anybody meant.
+    throw new UsageError(message.replace(/^(Unknown option '[^']*')\. .*/, "$1"));
   }
 }
 

@@ -4,27 +4,32 @@ import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin, query } from "./admin.ts
 import { parse, print, shieldValues, UsageError } from "./arguments.ts";
 import { grouped, plain, shownMs, table } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck exchanges: which request was it, and what became of it
+
+Usage:
   coatcheck exchanges [FILTER…]       the last requests, newest first, and what became of them
   coatcheck exchanges --trace ID      one request, step by step
 
 Filters; a request is shown if it is like all that are given:
-      --route ID             as logs and metrics have it, such as '*/shop'
-      --outcome OUTCOME      of the session: hit, absent, unknown, expired, malformed, unavailable, …
-      --logout REASON        why a visitor with a cookie was not recognised: expired, ended, lost, signature, …;
-                             surprise: any but the first two
-      --decision DECISION    of the route's policy: identified, anonymous, denied, login-redirect, outage
-      --status STATUS        503, or 5xx
-      --error TYPE           such as connection_refused
-      --handle HANDLE        of the session
-      --slower-than TIME     such as 250ms
-      --path PATH            how the path begins
-      --trace ID             the trace id that error pages, logs and traces have
+      --route ID        as logs and metrics have it, such as '*/shop'
+      --outcome NAME    of the session: hit, absent, unknown, expired, malformed, unavailable, …
+      --logout REASON   why a visitor with a cookie was not recognised: expired, ended, lost,
+                        signature, …; surprise: any but the first two
+      --decision NAME   of the route's policy: identified, anonymous, denied, login-redirect, outage
+      --status STATUS   503, or 5xx
+      --error TYPE      such as connection_refused
+      --handle HANDLE   of the session
+      --slower-than TIME
+                        such as 250ms
+      --path PATH       how the path begins
+      --trace ID        the trace id that error pages, logs and traces have
 
 Options:
-      --ring NAME       recent (default), slow or errors, which busy hours do not wash away so soon; or watch
+      --ring NAME       recent (default); slow or errors, which busy hours do not wash away so soon;
+                        or watch
       --limit N         how many at the most (default: 20)
-      --steps           each with its steps, and with its header sections, masked, if it was under watch
+      --steps           each with its steps, and with its header sections, masked, if it was under
+                        watch
       --json            what the admin listener answers, for machines
 ${ADMIN_HELP}
 

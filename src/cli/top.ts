@@ -7,16 +7,16 @@ import { parse, print, UsageError } from "./arguments.ts";
 const USAGE = `coatcheck top: what a running Coatcheck does now
 
 Usage:
-  coatcheck top [--config FILE | --admin URL]           a view that is renewed, for a terminal of any size
-  coatcheck top --once [--config FILE | --admin URL]    what happens within one interval, as text; also what a pipe gets
+  coatcheck top           a view that is renewed, for a terminal of any size
+  coatcheck top --once    what happens within one interval, as text; also what a pipe gets
 
 Options:
 ${ADMIN_HELP}
       --interval TIME   between two looks, 500ms to 1m (default: 2s)
       --once            look twice, print what happened between, and end
 
-Keys: 1 to 4 panels, tab the next, s sort, p pause, ? help, q quit. NO_COLOR turns colours off; without a UTF-8 locale
-everything is ASCII.
+Keys: 1 to 4 panels, tab the next, s sort, p pause, ? help, q quit. NO_COLOR turns colours off;
+without a UTF-8 locale everything is ASCII.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 `;

@@ -10,20 +10,23 @@ import { type ExchangeList, requestText, sessionText } from "./exchanges.ts";
 import { untilInterrupted } from "./progress.ts";
 import { fromNow, grouped, plain, shownMs, table } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck watch: what does this user do that nobody else does?
+
+Usage:
   coatcheck watch --user ID|--handle HANDLE [--for TIME]   puts a user or a session under watch
   coatcheck watch --list                                   the watches there are
   coatcheck watch --end --user ID|--handle HANDLE          ends one
 
-While it lasts, each of their requests is traced, and recorded with its header sections, values masked; see
-coatcheck exchanges --ring watch --steps. A session is followed through logins. A watch ends by itself; one that is begun
-again goes on.
+While it lasts, each of their requests is traced, and recorded with its header sections, values
+masked; see coatcheck exchanges --ring watch --steps. A session is followed through logins. A watch
+ends by itself; one that is begun again goes on.
 
 Options:
       --for TIME        how long: 1s to 24h (default: ${DEFAULT_WATCH})
-      --follow          shows each request as it comes, until Ctrl-C, which ends the watch: the default in a terminal
+      --follow          shows each request as it comes, until Ctrl-C, which ends the watch: the
+                        default in a terminal
       --no-follow       only begins it
-      --json            what the admin listener answers, for machines; with --follow one line a request
+      --json            what the admin listener answers; with --follow one line a request
 ${ADMIN_HELP}
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
