@@ -110,19 +110,21 @@ export interface AdminCall {
   readonly body?: unknown;
   /** Other statuses than 200 whose body is an answer too. */
   readonly answers?: readonly number[];
+  /** Options by the parameters that they become: a parameter that is refused (400) is wrong usage, told of the option. */
+  readonly options?: Readonly<Record<string, string>>;
   /** How long the answer may take, to its end. */
   readonly timeoutMs?: number;
 }
 
 /**
  * Asks, and reads the JSON of the answer.
- * @throws CommandError when there is none, with what to do about it.
+ * @throws CommandError when there is none, with what to do about it; UsageError when an option has no sense.
  */
 export async function callAdmin<T>(admin: Admin, call: AdminCall): Promise<T> {
   const { status, text } = await askAdmin(admin, call);
   const body = parseJson(text);
   if ((status === 200 || call.answers?.includes(status)) && body !== undefined) return body as T;
-  throw refusal(admin, { status, text });
+  throw wrongOption(call, { status, text }) ?? refusal(admin, { status, text });
 }
 
 /** Asks; every status but 401 is an answer. @throws CommandError when there is none. */
@@ -146,6 +148,17 @@ export async function downloadAdmin<T>(
   );
   if ("file" in answer) return answer.file;
   throw refusal(admin, answer);
+}
+
+function wrongOption(
+  { options = {} }: AdminCall,
+  { status, text }: { readonly status: number; readonly text: string },
+): UsageError | undefined {
+  const error = parseJson(text)?.error;
+  if (status !== 400 || typeof error !== "string") return undefined;
+  const [parameter = ""] = error.split(" ", 1);
+  const option = options[parameter];
+  return option === undefined ? undefined : new UsageError(plain(option + error.slice(parameter.length), 1000));
 }
 
 function refusal({ url }: Admin, { status, text }: { readonly status: number; readonly text: string }): CommandError {

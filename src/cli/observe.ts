@@ -43,6 +43,15 @@ const OPTIONS = {
   help: { type: "boolean", short: "h" },
 } as const;
 
+const PARAMETERS = {
+  "traces.ratio": "--ratio",
+  "traces.slowerThan": "--slower-than",
+  "log.level": "--level",
+  "log.access": "--access",
+  "log.sample": "--sample",
+  for: "--for",
+};
+
 /** `coatcheck observe …`. */
 export async function runObserve(args: readonly string[], environment: Environment): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
@@ -51,7 +60,11 @@ export async function runObserve(args: readonly string[], environment: Environme
     throw new UsageError(`unexpected "${positionals.join(" ")}"; try coatcheck observe --help`);
   const body = changesIn(values);
   const call = body === undefined ? { method: "GET" as const } : { method: "POST" as const, body };
-  const report = await callAdmin<ObserveReport>(adminOf(values, environment), { ...call, path: "/observe" });
+  const report = await callAdmin<ObserveReport>(adminOf(values, environment), {
+    ...call,
+    path: "/observe",
+    options: PARAMETERS,
+  });
   return print(values.json ? `${JSON.stringify(report, null, 2)}\n` : renderReport(report));
 }
 

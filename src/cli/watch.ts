@@ -49,6 +49,7 @@ const POLL_MS = 1_000;
 /** What the gateway keeps at the most: with so many new ones, there may have been more. */
 const KEPT = 500;
 const PATH = "/debug/watch";
+const PARAMETERS = { for: "--for" };
 
 type Options = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
@@ -71,7 +72,7 @@ export async function runWatch(args: readonly string[], environment: Environment
   const body = { user, handle, for: values.for };
   const follows = values.follow ?? (process.stdout.isTTY === true && values["no-follow"] !== true);
   if (follows) return untilInterrupted((signal) => follow(admin, body, { json, signal }));
-  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body });
+  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body, options: PARAMETERS });
   return print(json ? asJson(begun) : `${renderBegun(begun)}\n`);
 }
 
@@ -98,7 +99,7 @@ async function follow(
 ): Promise<number> {
   // What was gathered before is not shown.
   let after = (await gathered(admin, { limit: "1" })).exchanges[0]?.spanId;
-  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body });
+  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body, options: PARAMETERS });
   const say = (line: string) => (json ? process.stderr : process.stdout).write(`${line}\n`);
   say(`${renderBegun(begun)} Ctrl-C ends it.`);
   let shown = 0;
