@@ -11,7 +11,7 @@ import { plain } from "./text.ts";
 
 /** How commands talk to the admin listener of a running Coatcheck. */
 
-const DEFAULT_ADMIN = "http://127.0.0.1:9090";
+export const DEFAULT_ADMIN = "http://127.0.0.1:9090";
 /** A search by handle goes through the whole store, and so does the end of many sessions. */
 const ANSWER_TIMEOUT_MS = 120_000;
 
