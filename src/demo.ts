@@ -8,6 +8,7 @@ import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { DEFAULT_ADMIN } from "./cli/admin.ts";
+import { tellOptions } from "./cli/arguments.ts";
 import { type Environment, loadConfig } from "./config/load.ts";
 import { type OwnRedis, startOwnRedis } from "./demo/own-redis.ts";
 import { type TrafficSettings, thinkTimeMs } from "./demo/traffic.ts";
@@ -67,8 +68,7 @@ export async function startDemo(options: DemoOptions): Promise<Demo> {
     await gateway.listen();
   } catch (error) {
     await close();
-    if (error instanceof Error)
-      error.message = error.message.replace("listen.port", "--port").replace("admin.port", "--admin-port");
+    tellOptions(error);
     throw error;
   }
   const { url, adminUrl } = gateway;

@@ -38,6 +38,12 @@ export function shieldValues(args: readonly string[], options: readonly string[]
   return shielded;
 }
 
+/** Names the options in place of the settings in what a gateway says that was set up by options. */
+export function tellOptions(error: unknown): void {
+  if (error instanceof Error)
+    error.message = error.message.replace("listen.port", "--port").replace("admin.port", "--admin-port");
+}
+
 export function print(text: string): number {
   process.stdout.write(text);
   return 0;

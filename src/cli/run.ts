@@ -3,7 +3,7 @@ import { MIN_SECRET_LENGTH } from "../config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "../config/load.ts";
 import { Gateway } from "../gateway.ts";
 import { VERSION } from "../version.ts";
-import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./arguments.ts";
+import { FAILED, parse, print, tellOptions, UsageError, WRONG_USAGE } from "./arguments.ts";
 import { check } from "./check.ts";
 import { runDemo } from "./demo.ts";
 import { runDump } from "./dump.ts";
@@ -108,7 +108,10 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
       attend(gateway);
       reloadOnSignal(gateway, values.config, environment);
-      await gateway.listen();
+      await gateway.listen().catch((error: unknown) => {
+        if (values.config === undefined) tellOptions(error);
+        throw error;
+      });
       return untilSignal(() => gateway.close());
     }
     case "check":
