@@ -42,6 +42,13 @@ t.test("each command has help that fits a terminal", async (t) => {
     if (line.length > 100) t.fail(line);
 });
 
+t.test("a reader that has read enough is no failure", async (t) => {
+  const running = command(t, ["sessions", "--help"]);
+  running.child.stdout?.destroy();
+  t.equal(await running.ended, 0);
+  t.equal(running.stderr(), "");
+});
+
 t.test("wrong usage: status 2, what is wrong, and where to look", async (t) => {
   const cases: [args: string[], message: RegExp][] = [
     [[], /say what to serve: --config FILE or --upstream URL/],

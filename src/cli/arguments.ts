@@ -44,6 +44,14 @@ export function tellOptions(error: unknown): void {
     error.message = error.message.replace("listen.port", "--port").replace("admin.port", "--admin-port");
 }
 
+/** Whoever reads the output has read enough, as `head` does: that ends a command, and is no failure of it. */
+export function endWhenUnread(): void {
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+    process.exit(0);
+  });
+}
+
 export function print(text: string): number {
   process.stdout.write(text);
   return 0;

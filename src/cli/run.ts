@@ -3,7 +3,7 @@ import { MIN_SECRET_LENGTH } from "../config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "../config/load.ts";
 import { Gateway } from "../gateway.ts";
 import { VERSION } from "../version.ts";
-import { FAILED, parse, print, tellOptions, UsageError, WRONG_USAGE } from "./arguments.ts";
+import { endWhenUnread, FAILED, parse, print, tellOptions, UsageError, WRONG_USAGE } from "./arguments.ts";
 import { check } from "./check.ts";
 import { runDemo } from "./demo.ts";
 import { runDump } from "./dump.ts";
@@ -86,6 +86,7 @@ export async function run(args: readonly string[], environment: Environment): Pr
 
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
   const [first, ...others] = args;
+  if (first !== undefined && COMMANDS.includes(first) && first !== "serve" && first !== "demo") endWhenUnread();
   if (first === "explain") return runExplain(others, environment);
   if (first === "sessions") return runSessions(others, environment);
   if (first === "top") return runTop(others, environment);
