@@ -3,12 +3,15 @@ import { settingsSchema } from "./schema.ts";
 
 /** Everything that is wrong with a configuration, reported at once. */
 export class ConfigError extends Error {
-  /** One line each: `path: what is wrong`. */
+  /** One line each: `path: what is wrong`. The message has them all, below one another if there are several. */
   readonly problems: readonly string[];
 
   constructor(source: string, problems: readonly string[]) {
+    const [only] = problems;
     super(
-      `${source}: ${problems.length === 1 ? "one problem" : `${problems.length} problems`}\n${problems.map((problem) => `  ${problem}`).join("\n")}`,
+      problems.length === 1
+        ? `${source}: ${only}`
+        : `${source}: ${problems.length} problems\n${problems.map((problem) => `  ${problem}`).join("\n")}`,
     );
     this.name = "ConfigError";
     this.problems = problems;
