@@ -92,7 +92,7 @@ t.test("what makes no sense is told, and no cookie with it", async (t) => {
     [["--url", "http://a/", "--headers-file", file], 1, /there is a line that is no header/],
     [["--url", "http://a/", "--headers-file", `${file}.none`], 1, /is not there/],
     [["--url", "http://a/", "--header", `Cookie ${pair}`], 1, /headers\[0\] is no header/],
-    [["--url", "ftp://a/"], 1, /url must begin with http/],
+    [["--url", "ftp://a/"], 2, /--url must begin with http/],
   ];
   const asked = cases.map(async ([args, status, sentence]) => {
     const ended = await cli(...args);

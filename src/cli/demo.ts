@@ -61,7 +61,7 @@ export interface ProcessEdge {
 export async function runDemo(args: readonly string[], environment: Environment, edge: ProcessEdge): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
-  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"; see coatcheck demo --help`);
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   const settings = trafficOf(values);
   if (values["traffic-only"]) return trafficOnly(values, settings, edge);
   if (values.target !== undefined) throw new UsageError("--target goes with --traffic-only");

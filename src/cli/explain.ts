@@ -52,14 +52,22 @@ const OPTIONS = {
 
 type Values = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
+const PARAMETERS = { url: "--url", method: "--method", client: "--client" };
+
 /** `coatcheck explain`. */
 export async function runExplain(args: readonly string[], environment: Environment): Promise<number> {
   if (args.length === 0 || args.includes("--help") || args.includes("-h")) return print(USAGE);
   const { values, positionals } = parse(args, OPTIONS);
-  if (positionals.length > 0) throw new UsageError("explain takes options only: see coatcheck explain --help");
+  // It is not repeated: it may be a cookie.
+  if (positionals.length > 0) throw new UsageError("explain takes options only");
   const body = values.trace === undefined ? await asked(values) : recorded(values);
   const admin = adminOf(values, environment);
-  const explanation = await callAdmin<Explanation>(admin, { method: "POST", path: "/debug/explain", body });
+  const explanation = await callAdmin<Explanation>(admin, {
+    method: "POST",
+    path: "/debug/explain",
+    body,
+    options: PARAMETERS,
+  });
   return print(values.json ? `${JSON.stringify(explanation, null, 2)}\n` : renderExplanation(explanation));
 }
 

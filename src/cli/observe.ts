@@ -56,8 +56,7 @@ const PARAMETERS = {
 export async function runObserve(args: readonly string[], environment: Environment): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
-  if (positionals.length > 0)
-    throw new UsageError(`unexpected "${positionals.join(" ")}"; try coatcheck observe --help`);
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   const body = changesIn(values);
   const call = body === undefined ? { method: "GET" as const } : { method: "POST" as const, body };
   const report = await callAdmin<ObserveReport>(adminOf(values, environment), {

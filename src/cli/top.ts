@@ -35,7 +35,7 @@ const MAX_INTERVAL_MS = 60_000;
 export async function runTop(args: readonly string[], environment: Environment): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
-  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"; see coatcheck top --help`);
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   const intervalMs = parseDuration(values.interval ?? "2s") ?? 0;
   if (intervalMs < MIN_INTERVAL_MS || intervalMs > MAX_INTERVAL_MS)
     throw new UsageError("--interval must be a time from 500ms to 1m, such as 2s");
