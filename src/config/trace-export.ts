@@ -73,7 +73,7 @@ function isEndpoint(text: string, protocol: OtlpProtocol): boolean {
   return /^https?:\/\//i.test(text) && URL.canParse(text);
 }
 
-/** What only the exporters use. No value is told: headers hold tokens. */
+/** What only the exporters use. No value is told: headers hold tokens, and a key may stand where its file should. */
 function checkRest(environment: Environment, problems: string[]): void {
   const [timeout, compression, headers] = ["TIMEOUT", "COMPRESSION", "HEADERS"].map((n) => specific(environment, n));
   if (timeout !== undefined && !(Number(timeout[1]) > 0))
@@ -88,7 +88,7 @@ function checkRest(environment: Environment, problems: string[]): void {
     try {
       readFileSync(file[1]);
     } catch (error) {
-      problems.push(`${file[0]}: ${file[1].slice(0, 1000)} ${readProblem(error)}`);
+      problems.push(`${file[0]}: the file ${readProblem(error)}`);
     }
   }
 }
