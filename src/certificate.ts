@@ -1,6 +1,7 @@
 import { X509Certificate } from "node:crypto";
 import { readFile, stat } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
+import { readProblem } from "./core/file-problems.ts";
 
 /**
  * The certificate of a listener, in files that others renew. They are looked at again and again: notifications of the
@@ -53,6 +54,15 @@ export async function readKeyPair(files: CertificateFiles): Promise<KeyPair> {
   return { ...pair, stamp, notAfter: leaf.validToDate.getTime() };
 }
 
+/** As `readKeyPair`. @throws Error that begins with the setting, such as `admin.tls`. */
+export async function readConfiguredKeyPair(setting: string, files: CertificateFiles): Promise<KeyPair> {
+  try {
+    return await readKeyPair(files);
+  } catch (error) {
+    throw new Error(`${setting}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+  }
+}
+
 /** @returns how to end it. */
 export function watchCertificate({
   files,
@@ -94,7 +104,7 @@ async function read(file: string): Promise<Buffer> {
   try {
     return await readFile(file);
   } catch (error) {
-    throw new Error(`${file} cannot be read (${codeOf(error)})`);
+    throw new Error(`${file} ${readProblem(error)}`);
   }
 }
 

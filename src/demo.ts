@@ -7,6 +7,8 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
+import { DEFAULT_ADMIN } from "./cli/admin.ts";
+import { tellOptions } from "./cli/arguments.ts";
 import { type Environment, loadConfig } from "./config/load.ts";
 import { type OwnRedis, startOwnRedis } from "./demo/own-redis.ts";
 import { type TrafficSettings, thinkTimeMs } from "./demo/traffic.ts";
@@ -66,8 +68,7 @@ export async function startDemo(options: DemoOptions): Promise<Demo> {
     await gateway.listen();
   } catch (error) {
     await close();
-    if (error instanceof Error)
-      error.message = error.message.replace("listen.port", "--port").replace("admin.port", "--admin-port");
+    tellOptions(error);
     throw error;
   }
   const { url, adminUrl } = gateway;
@@ -87,7 +88,7 @@ export async function startDemo(options: DemoOptions): Promise<Demo> {
 
 function kindOf(redis: OwnRedis | undefined, environment: Environment): string {
   if (redis !== undefined) return "Redis (one of its own)";
-  return environment.REDIS_URL ? "Redis (REDIS_URL)" : "SQLite (set REDIS_URL, or say --redis, for Redis)";
+  return environment.REDIS_URL ? "Redis (REDIS_URL)" : "SQLite (for Redis: --redis, or REDIS_URL)";
 }
 
 /** Short enough to see sessions expire, long enough for most acts to come in time. */
@@ -169,16 +170,26 @@ interface Places {
   readonly logFile: string;
 }
 
+const IN_A_CHECKOUT = "For operators (in a checkout: npm run coatcheck -- top, and so on)";
+
+/** Where the commands ask, unless it is where they ask anyway. */
+function adminOption(adminUrl: string): string {
+  return adminUrl === DEFAULT_ADMIN ? "" : ` --admin ${adminUrl}`;
+}
+
 function heading({ url, adminUrl, kind, logFile }: Places, { users, rate, seconds, seed }: TrafficSettings): string {
   return `
 Coatcheck demo. Sessions are kept in ${kind}.
-${users} people, about ${rate} requests a second for ${seconds} s, seed ${seed}; now and then something fails.
+${users} people, about ${rate} requests a second for ${seconds} s, seed ${seed};
+now and then something fails.
 
   shop ${url}   operators ${adminUrl}
 
-  look on                 coatcheck top --admin ${adminUrl}    (in a checkout: npm run coatcheck -- top …)
-  the last failure        curl -s '${adminUrl}/debug/exchanges?ring=errors&limit=1'
-  all of it in one file   coatcheck dump --admin ${adminUrl}
+${IN_A_CHECKOUT}
+  what happens now          coatcheck top${adminOption(adminUrl)}
+  the last failure          coatcheck exchanges --ring errors --limit 1 --steps${adminOption(adminUrl)}
+  who was logged out        coatcheck exchanges --logout surprise${adminOption(adminUrl)}
+  all of it in one file     coatcheck dump${adminOption(adminUrl)}
 
 Log: tail -f ${logFile}
 Ctrl-C ends everything.
@@ -198,7 +209,7 @@ In a browser
   ${url}            the shop: sign in, put something into the cart
   ${url}/headers    what the shop is told about you
   ${url}/admin      for Ada only
-  ${adminUrl}/metrics            counters
+  ${adminUrl}/                   what operators can ask
   ${adminUrl}/debug/exchanges    your requests, with every decision
 
 Users (the password is the name): ada (admin, staff) · bob (customer) · zoë (customer)
@@ -212,11 +223,12 @@ With curl
   curl -s ${adminUrl}/debug/exchanges?limit=1
   curl -s ${adminUrl}/metrics | grep ^coatcheck_headers_stripped
 
-For operators (in a checkout: npm run coatcheck -- top …)
-  what happens now           coatcheck top --admin ${adminUrl}
-  why it answers as it does  coatcheck explain --admin ${adminUrl} --url ${url}/admin
-  follow one user            coatcheck watch --admin ${adminUrl} --user 1
-  all of it in one file      coatcheck dump --admin ${adminUrl}
+${IN_A_CHECKOUT}
+  what happens now          coatcheck top${adminOption(adminUrl)}
+  which request was it      coatcheck exchanges${adminOption(adminUrl)}
+  why is it answered so     coatcheck explain --url ${url}/admin${adminOption(adminUrl)}
+  follow one user           coatcheck watch --user 1${adminOption(adminUrl)}
+  all of it in one file     coatcheck dump${adminOption(adminUrl)}
 
 Log: tail -f ${logFile}
 People who use it, and failures: coatcheck demo --traffic

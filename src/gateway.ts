@@ -2,7 +2,7 @@ import type { Server } from "node:http";
 import { Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
 import { createAdmin } from "./admin/admin.ts";
-import { type KeyPair, readKeyPair, watchCertificate } from "./certificate.ts";
+import { type KeyPair, readConfiguredKeyPair, watchCertificate } from "./certificate.ts";
 import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
@@ -168,7 +168,7 @@ export class Gateway {
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
-    const adminTls = config.admin.tls === undefined ? undefined : await readKeyPair(config.admin.tls);
+    const adminTls = config.admin.tls && (await readConfiguredKeyPair("admin.tls", config.admin.tls));
     const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,

@@ -27,11 +27,34 @@ t.test("--help and --version", async (t) => {
   t.match(await run(t, ["--version"]), { status: 0, stdout: /^\d+\.\d+\.\d+\n$/ });
 });
 
+t.test("each command has help that fits a terminal", async (t) => {
+  const { stdout: index } = await run(t, ["--help"]);
+  const commands = ["demo", "top", "exchanges", "watch", "explain", "observe", "sessions", "dump", "profile"];
+  const helps = await Promise.all(commands.map((name) => run(t, [name, "--help"])));
+  for (const [position, name] of commands.entries()) {
+    const { status, stdout = "" } = helps[position] ?? {};
+    t.match(index, `\n  coatcheck ${name} `, name);
+    t.equal(status, 0, name);
+    t.match(stdout, new RegExp(`^coatcheck ${name}: .*\n\nUsage:\n  coatcheck ${name}`), name);
+    t.match(stdout, /\n\nExit status: 0 done, 1 failed, 2 wrong usage\.\n$/, name);
+  }
+  for (const line of [index, ...helps.map(({ stdout }) => stdout)].join("\n").split("\n"))
+    if (line.length > 100) t.fail(line);
+});
+
+t.test("a reader that has read enough is no failure", async (t) => {
+  const running = command(t, ["sessions", "--help"]);
+  running.child.stdout?.destroy();
+  t.equal(await running.ended, 0);
+  t.equal(running.stderr(), "");
+});
+
 t.test("wrong usage: status 2, what is wrong, and where to look", async (t) => {
   const cases: [args: string[], message: RegExp][] = [
     [[], /say what to serve: --config FILE or --upstream URL/],
     [["fly"], /unknown command "fly"; known: serve, check, demo/],
-    [["--colour"], /Unknown option '--colour'/],
+    [["--colour"], /^coatcheck: Unknown option '--colour'\nTry: coatcheck --help\n$/],
+    [["top", "--colour"], /^coatcheck: Unknown option '--colour'\nTry: coatcheck top --help\n$/],
     [["check"], /check needs --config FILE/],
     [["serve", "twice"], /unexpected "twice"/],
     [["--config", "a", "--upstream", "http://b"], /--upstream does not go with --config/],

@@ -320,8 +320,23 @@ routes: [{ upstream: "${secret}" }]
   t.end();
 });
 
+t.test("a value of a wrong kind: what is wanted, in plain words", (t) => {
+  t.same(problemsOf(""), ["routes: is required"]);
+  t.same(problemsOf("routes: 5"), ["routes: must be a list, not number"]);
+  t.same(problemsOf("routes: [{}]"), ["routes[0].upstream: is required"]);
+  const observe = "observe: { log: { level: loud, sample: -1 }, traces: { ratio: 2, errors: 7 } }";
+  t.same(problemsOf(`${observe}\nsession: 7\n${MINIMAL}`), [
+    "session: must be a section with keys of its own, not number",
+    "observe.log.level: must be one of trace, debug, info, warn, error, fatal",
+    "observe.log.sample: must be at least 0",
+    "observe.traces.ratio: must be at most 1",
+    "observe.traces.errors: must be true or false, not number",
+  ]);
+  t.end();
+});
+
 t.test("YAML that cannot be read", async (t) => {
-  t.match(problemsOf("a: [1"), [/line 1/]);
+  t.match(problemsOf("a: [1"), [/ at line 1, column \d+$/]);
   t.match(problemsOf("a: 1\na: 2"), [/unique/]);
   const alias = problemsOf(`admin: { token: *hunter2 }\n${MINIMAL}`);
   t.match(alias, [/an alias \(\*name\) leads nowhere/]);
@@ -367,18 +382,18 @@ t.test("what is wrong with the YAML is told without what stands there", (t) => {
       } catch (error) {
         if (!(error instanceof ConfigError)) throw error;
         // Of what the parser itself says; a misspelled key is named on purpose.
-        const told = error.problems.filter((problem) => / at line \d+, column \d+:$/.test(problem)).join("\n");
+        const told = error.problems.filter((problem) => / at line \d+, column \d+$/.test(problem)).join("\n");
         if (/hunter2|nter2h/.test(told)) t.fail(`${JSON.stringify(slip)} at ${at}: ${told}`);
       }
     }
   }
-  t.match(problemsOf(`a: |${secret}`), [/^here is something that YAML has no place for at line 1, column 5:$/]);
+  t.match(problemsOf(`a: |${secret}`), [/^here is something that YAML has no place for at line 1, column 5$/]);
   t.match(problemsOf(`a: "\\${secret}"`), [/^an escape that YAML does not know/]);
   t.end();
 });
 
 t.test("a file that is not there or too large", async (t) => {
-  t.throws(() => loadConfigFile("/does/not/exist.yaml", {}), { message: /cannot be read/ });
+  t.throws(() => loadConfigFile("/does/not/exist.yaml", {}), { message: /the file is not there$/ });
   const file = join(await temporaryFolder(t), "large.yaml");
   await writeFile(file, `# ${"x".repeat(1024 * 1024)}\n${MINIMAL}`);
   t.throws(() => loadConfigFile(file, {}), { message: /is larger than/ });

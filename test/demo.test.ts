@@ -81,6 +81,15 @@ for (const [store, environment] of Object.entries({ SQLite: {}, Redis: { REDIS_U
       t.match(output, /coatcheck_headers_stripped_total\{class="alias"\}/);
     });
 
+    await t.test("the commands for operators run as printed", async (t) => {
+      const lines = [...tour.matchAll(/ (?:coatcheck (\w+.*))$/gm)].map(([, rest = ""]) => rest.split(" "));
+      const cwd = await temporaryFolder(t);
+      const named = lines.filter((args) => args.includes("--admin"));
+      t.same(named.map(([name]) => name).sort(), ["dump", "exchanges", "explain", "top", "watch"]);
+      for (const args of named)
+        t.match(await run(t, args, {}, { cwd }), { status: 0, stdout: /\S/, stderr: "" }, args.join(" "));
+    });
+
     await t.test("Ctrl-C ends everything cleanly", async (t) => {
       const shop = /legacy shop (http:\S+)/.exec(tour)?.[1] ?? "";
       const log = /tail -f (\S+)/.exec(tour)?.[1] ?? "";

@@ -90,9 +90,9 @@ t.test("what makes no sense is told, and no cookie with it", async (t) => {
     [["--trace", pair], 2, /--trace needs a trace id/],
     [["--url", "http://a/", pair], 2, /explain takes options only/],
     [["--url", "http://a/", "--headers-file", file], 1, /there is a line that is no header/],
-    [["--url", "http://a/", "--headers-file", `${file}.none`], 1, /ENOENT/],
+    [["--url", "http://a/", "--headers-file", `${file}.none`], 1, /is not there/],
     [["--url", "http://a/", "--header", `Cookie ${pair}`], 1, /headers\[0\] is no header/],
-    [["--url", "ftp://a/"], 1, /url must begin with http/],
+    [["--url", "ftp://a/"], 2, /--url must begin with http/],
   ];
   const asked = cases.map(async ([args, status, sentence]) => {
     const ended = await cli(...args);
@@ -102,7 +102,7 @@ t.test("what makes no sense is told, and no cookie with it", async (t) => {
   });
   await Promise.all(asked);
   t.match((await piped("curl 'https://a/ -H x")).stderr, /there is a line that is no header/);
-  t.match((await run(t, ["explain", "--help"])).stdout, /--headers-file FILE {2}its head/);
+  t.match((await run(t, ["explain", "--help"])).stdout, /--headers-file FILE\n +its head/);
 });
 
 t.test("requests as people have them at hand", (t) => {

@@ -531,7 +531,7 @@ t.test("a recorded exchange, in the same words", async (t) => {
   t.same(wrong(refused), ["cookie", "session", "policy"]);
   t.match(refused.conclusion, /^Coatcheck answered 401 and forwarded nothing: its cookie is none of ours\.$/);
   const lost = await traced("/required", { cookie: ticket().cookie });
-  t.match(said(lost, "session"), /the store does not know this id \(in the store\)/);
+  t.match(said(lost, "session"), /the store does not know this id\ntold by the store, after [\d.]+ ms\n/);
   t.match(said(lost, "session"), /nobody has told this gateway of its end/);
   const end = await ask(`${gateway.url}/end`, { method: "POST", headers: { cookie: pair }, body: "this" });
   t.equal(end.status, 200);

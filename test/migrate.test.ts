@@ -393,7 +393,7 @@ t.test("usage and errors of the command", async (t) => {
     [
       ["--from", redis, "--to", sqlite, "--config", `${folder}/none.yaml`],
       ConfigError,
-      /none\.yaml: .*cannot be read/s,
+      /none\.yaml: .*the file is not there/s,
     ],
   ];
   for (const [args, kind, message] of cases) {

@@ -184,8 +184,8 @@ t.test("coatcheck observe shows and changes the same", async (t) => {
     [["--ratio", "much"], 2, /--ratio must be a number from 0 to 1/],
     [["--errors", "maybe"], 2, /--errors must be true or false/],
     [["now"], 2, /unexpected "now"/],
-    [["--ratio", "7"], 1, /traces\.ratio/],
-    [["--level", "loud"], 1, /log\.level must be one of/],
+    [["--ratio", "7"], 2, /--ratio must be a number/],
+    [["--level", "loud"], 2, /--level must be one of/],
   ];
   for (const [args, status, stderr] of wrong)
     t.match(await observe(...args), { status, stdout: "", stderr }, args.join(" "));

@@ -452,6 +452,13 @@ t.test("the OTEL_* variables decide whether and how; what cannot be obeyed is a 
     maxBatchSpans: 100,
   });
   const problems: [environment: Record<string, string>, problem: RegExp][] = [
+    [{ ...endpoint, OTEL_EXPORTER_OTLP_TIMEOUT: "soon" }, /^OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of milli/],
+    [{ ...endpoint, OTEL_EXPORTER_OTLP_COMPRESSION: "zip" }, /^OTEL_EXPORTER_OTLP_COMPRESSION: must be gzip or none$/],
+    [{ ...endpoint, OTEL_EXPORTER_OTLP_HEADERS: "hunter2" }, /^OTEL_EXPORTER_OTLP_HEADERS: must be name=value, /],
+    [
+      { ...endpoint, OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE: "/none.pem" },
+      /^OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE: the file is not there$/,
+    ],
     [{ OTEL_TRACES_EXPORTER: "zipkin" }, /^OTEL_TRACES_EXPORTER: "zipkin" is not supported; write otlp or none$/],
     [{ OTEL_TRACES_EXPORTER: "otlp,console" }, /^OTEL_TRACES_EXPORTER: "otlp,console" is not supported/],
     [

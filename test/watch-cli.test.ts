@@ -1,7 +1,7 @@
 /** `coatcheck watch` and `coatcheck exchanges`, against a running gateway. */
 import t, { type Test } from "tap";
 import { UsageError } from "../src/cli/arguments.ts";
-import { runExchanges } from "../src/cli/exchanges.ts";
+import { type ExchangeList, renderList, runExchanges } from "../src/cli/exchanges.ts";
 import { shownMs } from "../src/cli/text.ts";
 import { runWatch } from "../src/cli/watch.ts";
 import { handleOf } from "../src/core/session.ts";
@@ -112,8 +112,8 @@ t.test("without a terminal it is begun and left alone", async (t) => {
   t.match(await call("exchanges", "--handle", handle), { status: 0, stdout: /^None of the 1 requests/ });
   t.match(JSON.parse((await call("watch", "--end", "--handle", handle, "--json")).stdout), { handle });
   await refused(runWatch, ["--end", "--handle", handle], /^there is no such watch/);
-  await refused(runWatch, ["--user", "ada", "--for", "2d"], /^for must be a duration from 1s to 24h/);
-  await refused(runExchanges, ["--status", "bad"], /^status must be a status such as 503/);
+  await refused(runWatch, ["--user", "ada", "--for", "2d"], /^--for must be a duration from 1s to 24h/);
+  await refused(runExchanges, ["--status", "bad"], /^--status must be a status such as 503/);
 });
 
 t.test("exchanges: a table, the steps of one, and what to think of nothing", async (t) => {
@@ -149,8 +149,22 @@ t.test("exchanges: a table, the steps of one, and what to think of nothing", asy
   t.match(await call("exchanges", "--limit", "1"), { stdout: /\n3 more; see --limit\.\n$/ });
   t.match(await call("exchanges", "--handle", handle, "--slower-than", "0ms"), { stderr: "", stdout: /\/account\/me/ });
   t.match(await call("exchanges", "--outcome", "expired"), {
-    stdout: "None of the 4 requests in the ring recent is like that.\n",
+    stdout:
+      "None of the 4 requests in the ring recent is like that; --ring errors and --ring slow reach further back.\n",
   });
+});
+
+t.test("in a narrow terminal the list is one of paragraphs", async (t) => {
+  const { call, visit, closed, handle } = await setUp(t);
+  await visit("/account/me");
+  await closed("/account/me");
+  const list: ExchangeList = JSON.parse((await call("exchanges", "--limit", "1", "--json")).stdout);
+  const id = list.exchanges[0]?.traceId;
+  t.equal(
+    renderList(list, 80).replace(/^\S+ {2}200 {2}[\d.]+ ms/, "TIME  200  TOOK"),
+    `TIME  200  TOOK  GET 127.0.0.1/account/me · hit (store) · ${handle}\n  passed on with the identity of the session\n  trace ${id}\n1 more; see --limit.\n`,
+  );
+  t.match(renderList(list, 250), /^TIME \(UTC\)/);
 });
 
 t.test("what clients send does not command the terminal", async (t) => {
@@ -168,7 +182,7 @@ t.test("usage", async (t) => {
   const help = await run(t, ["watch", "--help"]);
   t.match(help, { status: 0, stdout: /watch --user ID\|--handle HANDLE[\s\S]*--no-follow/, stderr: "" });
   t.match(await run(t, ["exchanges", "-h"]), { status: 0, stdout: /--slower-than TIME[\s\S]*--trace ID/ });
-  t.match(await run(t, ["--help"]), { stdout: /coatcheck exchanges --help[\s\S]*coatcheck watch --help/ });
+  t.match(await run(t, ["--help"]), { stdout: /coatcheck exchanges [\s\S]*coatcheck watch / });
   const cases: [command: typeof runWatch, args: string[], message: RegExp][] = [
     [runWatch, ["--for", "5m"], /say whom: --user ID or --handle HANDLE/],
     [runWatch, ["--user", "a", "--handle", "aaaaaaaaaaaa"], /say whom/],

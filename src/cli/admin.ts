@@ -5,12 +5,13 @@ import { type RequestOptions, request as requestTls } from "node:https";
 import { Readable } from "node:stream";
 import type { ReadableStream } from "node:stream/web";
 import { type Environment, loadConfigFile } from "../config/load.ts";
+import { readProblem } from "../core/file-problems.ts";
 import { CommandError, UsageError } from "./arguments.ts";
 import { plain } from "./text.ts";
 
 /** How commands talk to the admin listener of a running Coatcheck. */
 
-const DEFAULT_ADMIN = "http://127.0.0.1:9090";
+export const DEFAULT_ADMIN = "http://127.0.0.1:9090";
 /** A search by handle goes through the whole store, and so does the end of many sessions. */
 const ANSWER_TIMEOUT_MS = 120_000;
 
@@ -23,8 +24,9 @@ export const ADMIN_OPTIONS = {
 
 /** The same for `--help`. */
 export const ADMIN_HELP = `  -c, --config FILE     its configuration, for address and token
-      --admin URL       its address (default: ${DEFAULT_ADMIN}); the token is COATCHECK_ADMIN_TOKEN
-      --ca FILE         with --admin https://…: certificates to trust in place of the usual ones, PEM`;
+      --admin URL       its address (default: ${DEFAULT_ADMIN});
+                        the token is read from COATCHECK_ADMIN_TOKEN
+      --ca FILE         with --admin https://…: certificates to trust, PEM, not the usual ones`;
 
 type Trust = Pick<RequestOptions, "ca" | "checkServerIdentity">;
 
@@ -86,13 +88,17 @@ function trustOnly(cert: Buffer): Trust {
 }
 
 function readCertificates(file: string, setting: string): Buffer {
+  let pem: Buffer;
   try {
-    const pem = readFileSync(file);
+    pem = readFileSync(file);
+  } catch (error) {
+    throw new CommandError(`${setting}: ${file} ${readProblem(error)}`);
+  }
+  try {
     new X509Certificate(pem);
     return pem;
-  } catch (error) {
-    const reason = error instanceof Error && "code" in error ? String(error.code) : "not PEM";
-    throw new CommandError(`${setting}: the certificate ${file} cannot be read (${reason})`);
+  } catch {
+    throw new CommandError(`${setting}: ${file} is not a certificate in PEM`);
   }
 }
 
@@ -104,19 +110,21 @@ export interface AdminCall {
   readonly body?: unknown;
   /** Other statuses than 200 whose body is an answer too. */
   readonly answers?: readonly number[];
+  /** Options by the parameters that they become: a parameter that is refused (400) is wrong usage, told of the option. */
+  readonly options?: Readonly<Record<string, string>>;
   /** How long the answer may take, to its end. */
   readonly timeoutMs?: number;
 }
 
 /**
  * Asks, and reads the JSON of the answer.
- * @throws CommandError when there is none, with what to do about it.
+ * @throws CommandError when there is none, with what to do about it; UsageError when an option has no sense.
  */
 export async function callAdmin<T>(admin: Admin, call: AdminCall): Promise<T> {
   const { status, text } = await askAdmin(admin, call);
   const body = parseJson(text);
   if ((status === 200 || call.answers?.includes(status)) && body !== undefined) return body as T;
-  throw refusal(admin, { status, text });
+  throw wrongOption(call, { status, text }) ?? refusal(admin, { status, text });
 }
 
 /** Asks; every status but 401 is an answer. @throws CommandError when there is none. */
@@ -140,6 +148,17 @@ export async function downloadAdmin<T>(
   );
   if ("file" in answer) return answer.file;
   throw refusal(admin, answer);
+}
+
+function wrongOption(
+  { options = {} }: AdminCall,
+  { status, text }: { readonly status: number; readonly text: string },
+): UsageError | undefined {
+  const error = parseJson(text)?.error;
+  if (status !== 400 || typeof error !== "string") return undefined;
+  const [parameter = ""] = error.split(" ", 1);
+  const option = options[parameter];
+  return option === undefined ? undefined : new UsageError(plain(option + error.slice(parameter.length), 1000));
 }
 
 function refusal({ url }: Admin, { status, text }: { readonly status: number; readonly text: string }): CommandError {
@@ -204,6 +223,11 @@ function send({ url, token, trust }: Admin, { method, path, body }: AdminCall, s
   });
 }
 
+const TLS_ADVICE: Readonly<Record<string, string>> = {
+  CERT_HAS_EXPIRED: "renew it",
+  ERR_TLS_CERT_ALTNAME_INVALID: "use a name that is in it, or --config FILE, which goes by the certificate itself",
+};
+
 const WHERE = "say where it is with --config FILE or --admin URL";
 
 function unreachable(error: unknown, url: string): string {
@@ -211,9 +235,13 @@ function unreachable(error: unknown, url: string): string {
   if (code === "ECONNREFUSED") return `nothing listens there, so no Coatcheck is running at ${url}; ${WHERE}`;
   // The codes of TLS look otherwise than those of the system, and need words.
   if (error instanceof Error && url.startsWith("https:") && code !== "" && !/^E[A-Z]+$/.test(code)) {
-    const advice = code === "CERT_HAS_EXPIRED" ? "renew it" : "name the one to trust with --config FILE or --ca FILE";
+    const advice = TLS_ADVICE[code] ?? "name the one to trust with --config FILE or --ca FILE";
     return `cannot trust the certificate of ${url} (${code}: ${plain(error.message)}); ${advice}`;
   }
+  // Plain text where TLS is spoken, and the other way round.
+  if (code === "EPROTO") return `what answers at ${url} does not speak TLS; say http://, or where else it is`;
+  if (code === "ECONNRESET" && url.startsWith("http:"))
+    return `${url} ends the connection without an answer; if it has admin.tls, say https://`;
   return `cannot ask ${url}${code === "" ? "" : ` (${code})`}; ${WHERE}`;
 }
 

@@ -20,7 +20,9 @@ export function parse<const T extends Options>(args: readonly string[], options:
   try {
     return parseArgs({ args: [...args], allowPositionals: true, options });
   } catch (error) {
-    throw new UsageError(error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error));
+    const message = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    // What follows the name of an unknown option tells of positional arguments, which hardly anybody meant.
+    throw new UsageError(message.replace(/^(Unknown option '[^']*')\. .*/, "$1"));
   }
 }
 
@@ -34,6 +36,20 @@ export function shieldValues(args: readonly string[], options: readonly string[]
     else shielded.push(arg);
   }
   return shielded;
+}
+
+/** Names the options in place of the settings in what a gateway says that was set up by options. */
+export function tellOptions(error: unknown): void {
+  if (error instanceof Error)
+    error.message = error.message.replace("listen.port", "--port").replace("admin.port", "--admin-port");
+}
+
+/** Whoever reads the output has read enough, as `head` does: that ends a command, and is no failure of it. */
+export function endWhenUnread(): void {
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+    process.exit(0);
+  });
 }
 
 export function print(text: string): number {

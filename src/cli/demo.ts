@@ -11,17 +11,20 @@ Usage:
   coatcheck demo                         and a tour of it
   coatcheck demo --traffic               and people who use it, with a failure now and then
   coatcheck demo --traffic-only --target URL
-                                         the people only, for a demo gateway that runs elsewhere (examples/compose.yaml)
+                                         the people only, for a demo gateway that runs elsewhere
+                                         (examples/compose.yaml)
 
 Options:
       --port N          port for browsers (default: 8080)
       --admin-port N    port for operators (default: 9090)
-      --redis           sessions in a Redis of its own, which must be installed; with traffic it fails now and then
+      --redis           sessions in a Redis of its own, which must be installed; with traffic it
+                        fails now and then
       --users N         with traffic: how many people, 1 to 1000 (default: 50)
       --rate N          with traffic: about how many requests a second, 1 to 500 (default: 20)
       --seconds N       with traffic: for how long, at most 86400 (default: 3600)
-      --seed N          with traffic: the same people with the same ideas again (default: another one each time)
-      --target URL      with --traffic-only: localhost, a loopback address or http://gateway:PORT, no other
+      --seed N          with traffic: the same people with the same ideas again (default: others)
+      --target URL      with --traffic-only: localhost, a loopback address or http://gateway:PORT,
+                        no other
 
 Environment:
   REDIS_URL             keep sessions in this Redis instead of SQLite; nothing is done to it
@@ -58,7 +61,7 @@ export interface ProcessEdge {
 export async function runDemo(args: readonly string[], environment: Environment, edge: ProcessEdge): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
-  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"; see coatcheck demo --help`);
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   const settings = trafficOf(values);
   if (values["traffic-only"]) return trafficOnly(values, settings, edge);
   if (values.target !== undefined) throw new UsageError("--target goes with --traffic-only");

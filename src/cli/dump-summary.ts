@@ -7,8 +7,6 @@ import { grouped, plain, table } from "./text.ts";
 
 type Recorded = Dump["exchanges"][string][number];
 
-/** Surprises, as far as one exchange tells: `unknown` may have been ended by somebody. */
-const SURPRISING_OUTCOMES = ["unknown", "malformed", "newer", "mismatch", "ambiguous"];
 const ROWS = 8;
 /** How many of the last requests are held against one another. */
 const LAST = 50;
@@ -23,7 +21,7 @@ export function renderSummary(dump: Dump): string {
     ["Session store", renderStore(dump)],
     ["Sessions", renderOutcomes(recent(dump))],
     ["Failures", renderFailures(dump)],
-    ["Surprise log-outs", renderLogouts(dump)],
+    ["Log-outs", renderLogouts(dump)],
     ["Slowest requests", renderSlowest(dump)],
     ["Routes", renderRoutes(recent(dump))],
     ["Process", renderRuntime(dump)],
@@ -113,8 +111,8 @@ function renderLogouts(dump: Dump): string {
     grouped(count),
     isSurprise(reason) ? "surprise" : "",
   ]);
-  const suspects = recent(dump).filter(({ session }) => SURPRISING_OUTCOMES.includes(session.outcome));
-  const examples = ranked(suspects, ({ session }) => `${session.outcome}, cookie ${session.cookie}`).slice(0, ROWS);
+  const surprised = recent(dump).filter(({ session }) => session.logout !== undefined && isSurprise(session.logout));
+  const examples = ranked(surprised, ({ session }) => session.logout ?? "").slice(0, ROWS);
   const cells = examples.map(({ cause, records }) => [
     plain(cause),
     grouped(records.length),
@@ -122,7 +120,7 @@ function renderLogouts(dump: Dump): string {
   ]);
   return [
     counted.length === 0 ? "" : table([["REASON, SINCE THE START", "VISITORS", ""], ...counted], [1]),
-    cells.length === 0 ? "" : table([["OUTCOME, OF THE RECORDED", "REQUESTS", "TRACE OF THE LAST"], ...cells], [1]),
+    cells.length === 0 ? "" : table([["SURPRISE, OF THE RECORDED", "REQUESTS", "TRACE OF THE LAST"], ...cells], [1]),
   ].join("");
 }
 

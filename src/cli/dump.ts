@@ -3,6 +3,7 @@ import { promisify } from "node:util";
 import { gunzip } from "node:zlib";
 import { DUMP, DUMP_FORMAT_VERSION, DUMP_HEAD, type Dump, dumpFileName } from "../admin/dump.ts";
 import type { Environment } from "../config/load.ts";
+import { readProblem } from "../core/file-problems.ts";
 import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, downloadAdmin } from "./admin.ts";
 import { CommandError, parse, print, UsageError } from "./arguments.ts";
 import { renderSummary } from "./dump-summary.ts";
@@ -25,21 +26,25 @@ const SECTIONS = [
 ] as const satisfies readonly (keyof Dump)[];
 type Section = (typeof SECTIONS)[number];
 
-const USAGE = `coatcheck dump — take along everything that a running gateway knows, and read it
+const USAGE = `coatcheck dump: take along everything that a running gateway knows, and read it
 
 Usage:
   coatcheck dump [--out FILE]               fetch one through the admin listener
   coatcheck dump --open FILE                what is in it, for people
   coatcheck dump --open FILE --section NAME one part as JSON:
-                                            ${SECTIONS.join(", ")}
+                                            ${SECTIONS.slice(0, 5).join(", ")},
+                                            ${SECTIONS.slice(5).join(", ")}
 
 Options:
 ${ADMIN_HELP}
       --out FILE        where to (default: ./coatcheck-dump-TIME-PID.json.gz)
       --force           write over a file that is there
 
-A dump holds no secret, cookie, token, header value, query or body, and nothing of the users' sessions. It does hold
-addresses of clients, hosts and paths of requests. "kill -USR2 PID" writes one too; its log line says where to.
+A dump holds no secret, cookie, token, header value, query or body, and nothing of the users'
+sessions. It does hold addresses of clients, hosts and paths of requests. "kill -USR2 PID" writes
+one too; its log line says where to.
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
 
 const OPTIONS = {
@@ -122,9 +127,7 @@ function readDumpFile(file: string): Buffer {
     return readFileSync(file);
   } catch (error) {
     if (error instanceof CommandError) throw error;
-    const code = error instanceof Error && "code" in error ? String(error.code) : "";
-    const reason = code === "ENOENT" ? "is not there" : code === "EISDIR" ? "is a folder" : `cannot be read (${code})`;
-    throw new CommandError(`${of} ${reason}`);
+    throw new CommandError(`${of} ${readProblem(error)}`);
   }
 }
 

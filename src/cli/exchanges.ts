@@ -4,27 +4,32 @@ import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin, query } from "./admin.ts
 import { parse, print, shieldValues, UsageError } from "./arguments.ts";
 import { grouped, plain, shownMs, table } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck exchanges: which request was it, and what became of it
+
+Usage:
   coatcheck exchanges [FILTER…]       the last requests, newest first, and what became of them
   coatcheck exchanges --trace ID      one request, step by step
 
 Filters; a request is shown if it is like all that are given:
-      --route ID             as logs and metrics have it, such as '*/shop'
-      --outcome OUTCOME      of the session: hit, absent, unknown, expired, malformed, unavailable, …
-      --logout REASON        why a visitor with a cookie was not recognised: expired, ended, lost, signature, …;
-                             surprise: any but the first two
-      --decision DECISION    of the route's policy: identified, anonymous, denied, login-redirect, outage
-      --status STATUS        503, or 5xx
-      --error TYPE           such as connection_refused
-      --handle HANDLE        of the session
-      --slower-than TIME     such as 250ms
-      --path PATH            how the path begins
-      --trace ID             the trace id that error pages, logs and traces have
+      --route ID        as logs and metrics have it, such as '*/shop'
+      --outcome NAME    of the session: hit, absent, unknown, expired, malformed, unavailable, …
+      --logout REASON   why a visitor with a cookie was not recognised: expired, ended, lost,
+                        signature, …; surprise: any but the first two
+      --decision NAME   of the route's policy: identified, anonymous, denied, login-redirect, outage
+      --status STATUS   503, or 5xx
+      --error TYPE      such as connection_refused
+      --handle HANDLE   of the session
+      --slower-than TIME
+                        such as 250ms
+      --path PATH       how the path begins
+      --trace ID        the trace id that error pages, logs and traces have
 
 Options:
-      --ring NAME       recent (default), slow or errors, which busy hours do not wash away so soon; or watch
+      --ring NAME       recent (default); slow or errors, which busy hours do not wash away so soon;
+                        or watch
       --limit N         how many at the most (default: 20)
-      --steps           each with its steps, and with its header sections, masked, if it was under watch
+      --steps           each with its steps, and with its header sections, masked, if it was under
+                        watch
       --json            what the admin listener answers, for machines
 ${ADMIN_HELP}
 
@@ -50,6 +55,17 @@ const OPTIONS = {
   help: { type: "boolean", short: "h" },
 } as const;
 
+/** Most parameters are called as their options are. */
+const PARAMETERS = {
+  ...Object.fromEntries(
+    ["route", "outcome", "logout", "decision", "status", "error", "handle", "path", "ring", "limit"].map((name) => [
+      name,
+      `--${name}`,
+    ]),
+  ),
+  slowerThan: "--slower-than",
+  traceId: "--trace",
+};
 const DEFAULT_LIMIT = "20";
 
 /** What `GET /debug/exchanges` answers. */
@@ -71,14 +87,23 @@ export async function runExchanges(args: readonly string[], environment: Environ
   const list = await callAdmin<ExchangeList>(adminOf(values, environment), {
     method: "GET",
     path: `/debug/exchanges${query({ ...filters, slowerThan: values["slower-than"], traceId: trace, ring, limit })}`,
+    options: PARAMETERS,
   });
   if (values.json) return print(`${JSON.stringify(list, null, 2)}\n`);
-  return print(values.steps || trace !== undefined ? renderSteps(list) : renderTable(list));
+  return print(values.steps || trace !== undefined ? renderSteps(list) : renderList(list, process.stdout.columns));
 }
 
-function renderTable(list: ExchangeList): string {
+/** @param columns of the terminal; absent: it is none. A table that is wider is replaced by a paragraph for each. */
+export function renderList(list: ExchangeList, columns?: number): string {
   const { matched, exchanges } = list;
   if (matched === 0) return renderNothing(list);
+  const lines = renderTable(exchanges);
+  const fits = columns === undefined || lines.split("\n").every(({ length }) => length <= columns);
+  const more = matched > exchanges.length ? `${grouped(matched - exchanges.length)} more; see --limit.\n` : "";
+  return (fits ? lines : exchanges.map(renderParagraph).join("")) + more;
+}
+
+function renderTable(exchanges: readonly ShownExchange[]): string {
   const heading = ["TIME (UTC)", "STATUS", "TOOK", "REQUEST", "SESSION", "HANDLE", "TRACE", "WHAT BECAME OF IT"];
   const rows = exchanges.map((exchange) => [
     exchange.time.slice(5, 23).replace("T", " "),
@@ -90,8 +115,14 @@ function renderTable(list: ExchangeList): string {
     exchange.traceId,
     plain(exchange.reason, 200),
   ]);
-  const more = matched > exchanges.length ? `${grouped(matched - exchanges.length)} more; see --limit.\n` : "";
-  return table([heading, ...rows], [1, 2]) + more;
+  return table([heading, ...rows], [1, 2]);
+}
+
+function renderParagraph(exchange: ShownExchange): string {
+  const { time, response, timings, session, reason, traceId } = exchange;
+  const what = [plain(requestText(exchange), 60), sessionText(exchange), ...(session.handle ? [session.handle] : [])];
+  const head = `${time.slice(11, 23)}  ${response.status}  ${shownMs(timings.ended)}  ${what.join(" · ")}`;
+  return `${head}\n  ${plain(reason, 200)}\n  trace ${traceId}\n`;
 }
 
 function renderSteps(list: ExchangeList): string {
@@ -132,7 +163,7 @@ function renderFields({ watch }: ShownExchange): string {
 function renderNothing({ ring, kept }: ExchangeList): string {
   return kept === 0
     ? `The ring ${ring} is empty.\n`
-    : `None of the ${grouped(kept)} requests in the ring ${ring} is like that.\n`;
+    : `None of the ${grouped(kept)} requests in the ring ${ring} is like that${ring === "recent" ? "; --ring errors and --ring slow reach further back" : ""}.\n`;
 }
 
 /** `GET shop.example/cart`. */

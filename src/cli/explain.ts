@@ -3,33 +3,40 @@ import { text as textOf } from "node:stream/consumers";
 import { styleText } from "node:util";
 import type { Environment } from "../config/load.ts";
 import type { AskedRequest, Explanation } from "../core/explanation.ts";
+import { readProblem } from "../core/file-problems.ts";
 import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin } from "./admin.ts";
 import { CommandError, parse, print, UsageError } from "./arguments.ts";
 import { type RequestText, readRequestText } from "./request-text.ts";
 import { plain } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck explain: why is this request treated like that?
+
+Usage:
   coatcheck explain --headers-file FILE [--url URL]    what would become of this request, and why
   coatcheck explain --url URL [--header 'Name: value' …]
   coatcheck explain --trace ID                         what became of a recorded request
 
-Asks a running Coatcheck, which goes through the request without forwarding it and without changing anything.
+Asks a running Coatcheck, which goes through the request without forwarding it and without changing
+anything.
 
 The request:
-      --headers-file FILE  its head, - for standard input: raw header lines as a browser's developer tools show them, what
-                           curl -v prints, or a whole "copy as cURL". A cookie belongs here: on the command line others
-                           on this machine see it, and the shell's history keeps it.
-      --url URL            with host and path, spelled as the client sends it; not needed where the file has it
-      --header 'N: V'      one more header, as often as it takes
-      --method NAME        default: GET, or what the file says
-      --client ADDRESS     where its connection comes from: for session.bind and listen.trustedProxies
-      --trace ID           the trace id of a log line or an error page, in place of all of these
+      --headers-file FILE
+                        its head, - for standard input: raw header lines as a browser's developer
+                        tools show them, what curl -v prints, or a whole "copy as cURL". A cookie
+                        belongs here: on the command line others on this machine see it, and the
+                        shell's history keeps it.
+      --url URL         with host and path, spelled as the client sends it; not needed where the
+                        file has it
+  -H, --header 'N: V'   one more header, as often as it takes
+  -X, --method NAME     default: GET, or what the file says
+      --client ADDRESS  where its connection comes from: for session.bind and listen.trustedProxies
+      --trace ID        the trace id of a log line or an error page, in place of all of these
 
 Options:
 ${ADMIN_HELP}
-      --json               what the admin listener answers, for machines
+      --json            what the admin listener answers, for machines
 
-Exit status: 0 told, 1 failed, 2 wrong usage.
+Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
 
 const OPTIONS = {
@@ -45,14 +52,22 @@ const OPTIONS = {
 
 type Values = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
+const PARAMETERS = { url: "--url", method: "--method", client: "--client" };
+
 /** `coatcheck explain`. */
 export async function runExplain(args: readonly string[], environment: Environment): Promise<number> {
   if (args.length === 0 || args.includes("--help") || args.includes("-h")) return print(USAGE);
   const { values, positionals } = parse(args, OPTIONS);
-  if (positionals.length > 0) throw new UsageError("explain takes options only: see coatcheck explain --help");
+  // It is not repeated: it may be a cookie.
+  if (positionals.length > 0) throw new UsageError("explain takes options only");
   const body = values.trace === undefined ? await asked(values) : recorded(values);
   const admin = adminOf(values, environment);
-  const explanation = await callAdmin<Explanation>(admin, { method: "POST", path: "/debug/explain", body });
+  const explanation = await callAdmin<Explanation>(admin, {
+    method: "POST",
+    path: "/debug/explain",
+    body,
+    options: PARAMETERS,
+  });
   return print(values.json ? `${JSON.stringify(explanation, null, 2)}\n` : renderExplanation(explanation));
 }
 
@@ -85,8 +100,7 @@ async function requestIn(file: string): Promise<RequestText> {
   try {
     content = file === "-" ? await textOf(process.stdin) : await readFile(file, "utf8");
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? String(error.code) : "it cannot be read";
-    throw new CommandError(`--headers-file ${file}: ${code}`);
+    throw new CommandError(`--headers-file: ${plain(file, 4096)} ${readProblem(error)}`);
   }
   const text = readRequestText(content);
   if (text === undefined)

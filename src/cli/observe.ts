@@ -4,21 +4,27 @@ import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin } from "./admin.ts";
 import { parse, print, UsageError } from "./arguments.ts";
 import { table } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck observe: what is logged and traced, and changing it while it runs
+
+Usage:
   coatcheck observe                                    what is observed at the moment
   coatcheck observe --ratio 1 --for 15m                changes it, here for a quarter of an hour
 
 Options, each of which changes one thing and leaves the others:
-      --ratio N             share of traces that are exported anyway, 0 to 1
-      --slower-than TIME    requests slower than this are always exported, and kept as slow ones
-      --errors true|false   whether failed requests are always exported
-      --level LEVEL         lowest level of log lines: trace, debug, info, warn, error or fatal
-      --access WHICH        which requests get an access line: all, errors or none
-      --sample N            with --access all: share of ordinary requests that get one, 0 to 1
-      --for TIME            the former values come back by themselves after this: 30s, 15m, 2h
-      --json                what the admin listener answers, for machines
+      --ratio N         share of traces that are exported anyway, 0 to 1
+      --slower-than TIME
+                        requests slower than this are always exported, and kept as slow ones
+      --errors true|false
+                        whether failed requests are always exported
+      --level LEVEL     lowest level of log lines: trace, debug, info, warn, error or fatal
+      --access WHICH    which requests get an access line: all, errors or none
+      --sample N        with --access all: share of ordinary requests that get one, 0 to 1
+      --for TIME        the former values come back by themselves after this: 30s, 15m, 2h
 
-Without --for a change stays until the configuration is read again (SIGHUP, restart). The admin listener:
+Without --for a change stays until the configuration is read again (SIGHUP, restart).
+
+Options:
+      --json            what the admin listener answers, for machines
 ${ADMIN_HELP}
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
@@ -37,15 +43,27 @@ const OPTIONS = {
   help: { type: "boolean", short: "h" },
 } as const;
 
+const PARAMETERS = {
+  "traces.ratio": "--ratio",
+  "traces.slowerThan": "--slower-than",
+  "log.level": "--level",
+  "log.access": "--access",
+  "log.sample": "--sample",
+  for: "--for",
+};
+
 /** `coatcheck observe …`. */
 export async function runObserve(args: readonly string[], environment: Environment): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
-  if (positionals.length > 0)
-    throw new UsageError(`unexpected "${positionals.join(" ")}"; try coatcheck observe --help`);
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   const body = changesIn(values);
   const call = body === undefined ? { method: "GET" as const } : { method: "POST" as const, body };
-  const report = await callAdmin<ObserveReport>(adminOf(values, environment), { ...call, path: "/observe" });
+  const report = await callAdmin<ObserveReport>(adminOf(values, environment), {
+    ...call,
+    path: "/observe",
+    options: PARAMETERS,
+  });
   return print(values.json ? `${JSON.stringify(report, null, 2)}\n` : renderReport(report));
 }
 

@@ -12,7 +12,7 @@ const SNAPSHOT_TIMEOUT_MS = 600_000;
 /** What a profile takes beyond the seconds that it was asked for. */
 const EXTRA_TIME_MS = 60_000;
 
-const USAGE = `coatcheck profile — where the processor time or the memory of a running gateway goes
+const USAGE = `coatcheck profile: where the processor time or the memory of a running gateway goes
 
 Usage:
   coatcheck profile [--seconds N]           processor time: a .cpuprofile
@@ -25,10 +25,13 @@ ${ADMIN_HELP}
       --out FILE        where to (default: a name with the time, in this folder)
       --force           write over a file that is there
 
-The heaviest functions are printed. The gateway has to have an admin token. Open the file in the developer tools of Chrome or Edge (Performance, Memory),
-or in VS Code. The first two hold names of functions only and cost little. A snapshot holds everything that is in the
-memory, secrets and tokens included, and the gateway stands still while it is made: seconds for each 100 MiB of heap,
+The heaviest functions are printed. The gateway has to have an admin token. Open the file in the
+developer tools of Chrome or Edge (Performance, Memory), or in VS Code. The first two hold names of
+functions only and cost little. A snapshot holds everything that is in the memory, secrets and
+tokens included, and the gateway stands still while it is made: seconds for each 100 MiB of heap,
 and up to ten times as much memory.
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
 
 const OPTIONS = {

@@ -3,7 +3,7 @@ import { MIN_SECRET_LENGTH } from "../config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "../config/load.ts";
 import { Gateway } from "../gateway.ts";
 import { VERSION } from "../version.ts";
-import { FAILED, parse, print, UsageError, WRONG_USAGE } from "./arguments.ts";
+import { endWhenUnread, FAILED, parse, print, tellOptions, UsageError, WRONG_USAGE } from "./arguments.ts";
 import { check } from "./check.ts";
 import { runDemo } from "./demo.ts";
 import { runDump } from "./dump.ts";
@@ -16,40 +16,57 @@ import { runSessions } from "./sessions.ts";
 import { runTop } from "./top.ts";
 import { runWatch } from "./watch.ts";
 
-const USAGE = `coatcheck ${VERSION} — session reverse proxy
+const USAGE = `coatcheck ${VERSION}: session reverse proxy
 
 Usage:
   coatcheck [serve] --config FILE        serve what the file describes
   coatcheck [serve] --upstream URL       serve one application, without a file
   coatcheck check --config FILE          check the file, print the effective configuration
   coatcheck check --config FILE --store  try the store that it names, tell what is wrong with it
-  coatcheck explain --help               why a request is treated as it is
-  coatcheck sessions --help              list, look at, end, migrate and sweep sessions
-  coatcheck top --help                   what a running gateway does now, on a terminal
-  coatcheck dump --help                  take along everything that a running gateway knows, and read it
-  coatcheck profile --help               where the processor time or the memory of a running gateway goes
-  coatcheck exchanges --help             the last requests: which one was it, and what became of it
-  coatcheck watch --help                 puts a user or a session under watch
-  coatcheck observe --help               see and change log level, access lines and traces while it runs
-  coatcheck demo [--traffic]             an example application behind a gateway, to try things out; see demo --help
+  coatcheck demo [--traffic]             an example application behind a gateway, to try things out
   coatcheck --help | --version
 
-Options:
+Of a running gateway (coatcheck COMMAND --help has the options):
+  coatcheck top                          what happens now, on a terminal
+  coatcheck exchanges                    the last requests: which one was it, what became of it
+  coatcheck watch                        put a user or a session under watch
+  coatcheck explain                      why a request is treated as it is
+  coatcheck observe                      see and change log level, access lines and traces
+  coatcheck sessions                     list, look at, end, migrate and sweep sessions
+  coatcheck dump                         take along everything that it knows, and read it
+  coatcheck profile                      where processor time or memory goes
+
+Options of serve and check:
   -c, --config FILE     configuration (YAML); see docs/configuration.md
   -u, --upstream URL    the application, for example http://localhost:3000
       --write KEYS      with --upstream: session keys the application may write (default: user)
-      --store URL       with --upstream: redis://…, sqlite:FILE or memory: (default: sqlite:./sessions.db)
+      --store URL       with --upstream: redis://…, sqlite:FILE or memory:
+                        (default: sqlite:./sessions.db)
       --port N          with --upstream: port for browsers (default: 8080)
       --admin-port N    with --upstream: port for operators (default: 9090)
 
 Environment:
   COATCHECK_SECRET      with --upstream: signs the session cookie; at least ${MIN_SECRET_LENGTH} characters.
                         Without it every restart ends all sessions.
-  COATCHECK_ADMIN_TOKEN with the commands that talk to a running gateway: the token of its admin listener
-  OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables: where traces go; nowhere by default
+  COATCHECK_ADMIN_TOKEN of a running gateway: the token of its admin listener
+  OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* variables of docs/tracing.md: where traces go
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
+
+const COMMANDS: readonly string[] = [
+  "serve",
+  "check",
+  "demo",
+  "top",
+  "exchanges",
+  "watch",
+  "explain",
+  "observe",
+  "sessions",
+  "dump",
+  "profile",
+];
 
 /** Runs a command to its end. @returns the exit status. */
 export async function run(args: readonly string[], environment: Environment): Promise<number> {
@@ -57,7 +74,9 @@ export async function run(args: readonly string[], environment: Environment): Pr
     return await dispatch(args, environment);
   } catch (error) {
     if (error instanceof UsageError) {
-      process.stderr.write(`coatcheck: ${error.message}\nTry: coatcheck --help\n`);
+      const [command = ""] = args;
+      const help = COMMANDS.includes(command) ? `coatcheck ${command} --help` : "coatcheck --help";
+      process.stderr.write(`coatcheck: ${error.message}\nTry: ${help}\n`);
       return WRONG_USAGE;
     }
     process.stderr.write(`coatcheck: ${error instanceof Error ? error.message : String(error)}\n`);
@@ -67,6 +86,7 @@ export async function run(args: readonly string[], environment: Environment): Pr
 
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
   const [first, ...others] = args;
+  if (first !== undefined && COMMANDS.includes(first) && first !== "serve" && first !== "demo") endWhenUnread();
   if (first === "explain") return runExplain(others, environment);
   if (first === "sessions") return runSessions(others, environment);
   if (first === "top") return runTop(others, environment);
@@ -89,15 +109,16 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
       const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
       attend(gateway);
       reloadOnSignal(gateway, values.config, environment);
-      await gateway.listen();
+      await gateway.listen().catch((error: unknown) => {
+        if (values.config === undefined) tellOptions(error);
+        throw error;
+      });
       return untilSignal(() => gateway.close());
     }
     case "check":
       return check(values.config === undefined ? [] : ["--config", values.config], environment);
     default:
-      throw new UsageError(
-        `unknown command "${command}"; known: serve, check, demo, explain, top, sessions, exchanges, watch, observe, dump, profile`,
-      );
+      throw new UsageError(`unknown command "${command}"; known: ${COMMANDS.join(", ")}`);
   }
 }
 

@@ -12,7 +12,9 @@ import { MIGRATION_OPTIONS, runMigration } from "./migrate.ts";
 import { runSweep, SWEEP_OPTIONS } from "./sweep.ts";
 import { fromNow, grouped, plain, table } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck sessions: who is signed in, ending it, and what the store holds
+
+Usage:
   coatcheck sessions list --user ID                    the live sessions of a user, newest first
   coatcheck sessions show HANDLE                       one session: names and sizes, no values
   coatcheck sessions end HANDLE                        ends one session
@@ -28,11 +30,13 @@ ${ADMIN_HELP}
       --json            what the admin listener answers, for machines
 
 Options of migrate, which opens both stores itself:
-      --from URL, --to URL   what store: of the configuration may be, but memory:; '\${NAME}' is taken from the environment
-  -c, --config FILE          for its session settings; --from and --to say where
-      --cursor CURSOR        goes on where an earlier run stopped
+      --from URL, --to URL
+                        what store: of the configuration may be, but memory:;
+                        '\${NAME}' is taken from the environment
+  -c, --config FILE     for its session settings; --from and --to say where
+      --cursor CURSOR   goes on where an earlier run stopped
 
-Options of sweep, which opens the store itself, and exits with 1 if it leaves anything that it has found:
+Options of sweep, which opens the store itself; status 1 if it leaves anything that it has found:
   -c, --config FILE     its configuration
       --store URL       in its place; sessions that are encrypted need the keys in the configuration
       --fix             repairs what can be repaired; a live session is never ended or shortened

@@ -7,16 +7,16 @@ import { parse, print, UsageError } from "./arguments.ts";
 const USAGE = `coatcheck top: what a running Coatcheck does now
 
 Usage:
-  coatcheck top [--config FILE | --admin URL]           a view that is renewed, for a terminal of any size
-  coatcheck top --once [--config FILE | --admin URL]    what happens within one interval, as text; also what a pipe gets
+  coatcheck top           a view that is renewed, for a terminal of any size
+  coatcheck top --once    what happens within one interval, as text; also what a pipe gets
 
 Options:
 ${ADMIN_HELP}
       --interval TIME   between two looks, 500ms to 1m (default: 2s)
       --once            look twice, print what happened between, and end
 
-Keys: 1 to 4 panels, tab the next, s sort, p pause, ? help, q quit. NO_COLOR turns colours off; without a UTF-8 locale
-everything is ASCII.
+Keys: 1 to 4 panels, tab the next, s sort, p pause, ? help, q quit. NO_COLOR turns colours off;
+without a UTF-8 locale everything is ASCII.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 `;
@@ -35,7 +35,7 @@ const MAX_INTERVAL_MS = 60_000;
 export async function runTop(args: readonly string[], environment: Environment): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS);
   if (values.help) return print(USAGE);
-  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"; see coatcheck top --help`);
+  if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   const intervalMs = parseDuration(values.interval ?? "2s") ?? 0;
   if (intervalMs < MIN_INTERVAL_MS || intervalMs > MAX_INTERVAL_MS)
     throw new UsageError("--interval must be a time from 500ms to 1m, such as 2s");

@@ -10,20 +10,23 @@ import { type ExchangeList, requestText, sessionText } from "./exchanges.ts";
 import { untilInterrupted } from "./progress.ts";
 import { fromNow, grouped, plain, shownMs, table } from "./text.ts";
 
-const USAGE = `Usage:
+const USAGE = `coatcheck watch: what does this user do that nobody else does?
+
+Usage:
   coatcheck watch --user ID|--handle HANDLE [--for TIME]   puts a user or a session under watch
   coatcheck watch --list                                   the watches there are
   coatcheck watch --end --user ID|--handle HANDLE          ends one
 
-While it lasts, each of their requests is traced, and recorded with its header sections, values masked; see
-coatcheck exchanges --ring watch --steps. A session is followed through logins. A watch ends by itself; one that is begun
-again goes on.
+While it lasts, each of their requests is traced, and recorded with its header sections, values
+masked; see coatcheck exchanges --ring watch --steps. A session is followed through logins. A watch
+ends by itself; one that is begun again goes on.
 
 Options:
       --for TIME        how long: 1s to 24h (default: ${DEFAULT_WATCH})
-      --follow          shows each request as it comes, until Ctrl-C, which ends the watch: the default in a terminal
+      --follow          shows each request as it comes, until Ctrl-C, which ends the watch: the
+                        default in a terminal
       --no-follow       only begins it
-      --json            what the admin listener answers, for machines; with --follow one line a request
+      --json            what the admin listener answers; with --follow one line a request
 ${ADMIN_HELP}
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
@@ -46,6 +49,7 @@ const POLL_MS = 1_000;
 /** What the gateway keeps at the most: with so many new ones, there may have been more. */
 const KEPT = 500;
 const PATH = "/debug/watch";
+const PARAMETERS = { for: "--for" };
 
 type Options = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 
@@ -68,7 +72,7 @@ export async function runWatch(args: readonly string[], environment: Environment
   const body = { user, handle, for: values.for };
   const follows = values.follow ?? (process.stdout.isTTY === true && values["no-follow"] !== true);
   if (follows) return untilInterrupted((signal) => follow(admin, body, { json, signal }));
-  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body });
+  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body, options: PARAMETERS });
   return print(json ? asJson(begun) : `${renderBegun(begun)}\n`);
 }
 
@@ -95,7 +99,7 @@ async function follow(
 ): Promise<number> {
   // What was gathered before is not shown.
   let after = (await gathered(admin, { limit: "1" })).exchanges[0]?.spanId;
-  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body });
+  const begun = await callAdmin<WatchSummary>(admin, { method: "POST", path: PATH, body, options: PARAMETERS });
   const say = (line: string) => (json ? process.stderr : process.stdout).write(`${line}\n`);
   say(`${renderBegun(begun)} Ctrl-C ends it.`);
   let shown = 0;

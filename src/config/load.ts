@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { type Document, parseDocument, type YAMLParseError } from "yaml";
+import { readProblem } from "../core/file-problems.ts";
 import { type Config, compile } from "./compile.ts";
 import { ConfigError, describeIssues, formatPath, type Path } from "./problems.ts";
 import { type Settings, settingsSchema } from "./schema.ts";
@@ -19,7 +20,7 @@ export function loadConfigFile(file: string, environment: Environment): { settin
   try {
     text = readFileSync(file, "utf8");
   } catch (error) {
-    throw new ConfigError(file, [`cannot be read: ${error instanceof Error ? error.message : String(error)}`]);
+    throw new ConfigError(file, [`the file ${readProblem(error)}`]);
   }
   if (Buffer.byteLength(text) > MAX_FILE_BYTES) throw new ConfigError(file, [`is larger than ${MAX_FILE_BYTES} bytes`]);
   return loadConfigText(text, environment, file);
@@ -43,10 +44,10 @@ const QUOTING: Readonly<Partial<Record<YAMLParseError["code"], string>>> = {
 
 function syntaxProblem({ code, message, linePos }: YAMLParseError): string {
   const inOwnWords = QUOTING[code];
-  // The lines below the first show the place in the file.
-  if (inOwnWords === undefined) return message.split("\n")[0] ?? "not YAML";
+  // The lines below the first, which a colon announces, show the place in the file.
+  if (inOwnWords === undefined) return (message.split("\n")[0] ?? "not YAML").replace(/:$/, "");
   const [at] = linePos ?? [];
-  return at === undefined ? inOwnWords : `${inOwnWords} at line ${at.line}, column ${at.col}:`;
+  return at === undefined ? inOwnWords : `${inOwnWords} at line ${at.line}, column ${at.col}`;
 }
 
 function plainValueOf(document: Document.Parsed, source: string): unknown {

@@ -3,12 +3,15 @@ import { settingsSchema } from "./schema.ts";
 
 /** Everything that is wrong with a configuration, reported at once. */
 export class ConfigError extends Error {
-  /** One line each: `path: what is wrong`. */
+  /** One line each: `path: what is wrong`. The message has them all, below one another if there are several. */
   readonly problems: readonly string[];
 
   constructor(source: string, problems: readonly string[]) {
+    const [only] = problems;
     super(
-      `${source}: ${problems.length === 1 ? "one problem" : `${problems.length} problems`}\n${problems.map((problem) => `  ${problem}`).join("\n")}`,
+      problems.length === 1
+        ? `${source}: ${only}`
+        : `${source}: ${problems.length} problems\n${problems.map((problem) => `  ${problem}`).join("\n")}`,
     );
     this.name = "ConfigError";
     this.problems = problems;
@@ -44,7 +47,7 @@ export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {
       if (meant !== undefined)
         return describeIssues(meant.map((inner) => ({ ...inner, path: [...issue.path, ...inner.path] })));
     }
-    if (issue.code !== "unrecognized_keys") return [`${formatPath(issue.path)}: ${issue.message}`];
+    if (issue.code !== "unrecognized_keys") return [`${formatPath(issue.path)}: ${sentence(issue)}`];
     const known = knownKeys(issue.path);
     return issue.keys.map((key) => {
       const path = formatPath([...issue.path, key]);
@@ -54,6 +57,31 @@ export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {
     });
   });
 }
+
+/** What the schema says itself, or its library's message in our words. */
+function sentence(issue: z.core.$ZodIssue): string {
+  const { message } = issue;
+  if (issue.code === "invalid_type" && message.startsWith("Invalid input"))
+    return message.endsWith("received undefined")
+      ? "is required"
+      : `must be ${KINDS[issue.expected] ?? issue.expected}, not ${message.split(" ").at(-1)}`;
+  if (issue.code === "invalid_value" && message.startsWith("Invalid option"))
+    return `must be one of ${issue.values.map(String).join(", ")}`;
+  if (issue.code === "too_small" && message.startsWith("Too small: expected number"))
+    return `must be at least ${issue.minimum}`;
+  if (issue.code === "too_big" && message.startsWith("Too big: expected number"))
+    return `must be at most ${issue.maximum}`;
+  return message;
+}
+
+const KINDS: Readonly<Record<string, string>> = {
+  array: "a list",
+  object: "a section with keys of its own",
+  record: "a section with keys of its own",
+  string: "a text",
+  boolean: "true or false",
+  number: "a number",
+};
 
 function hint(key: string, known: readonly string[]): string {
   const nearest = [...known].sort((a, b) => distance(key, a) - distance(key, b))[0];

@@ -1,8 +1,13 @@
+import { readFileSync } from "node:fs";
+import { readProblem } from "../core/file-problems.ts";
 import { OTLP_PROTOCOLS, type OtlpProtocol, type TraceExport } from "../core/trace-export.ts";
 import { maskUrl } from "./fields.ts";
 import type { Environment } from "./load.ts";
 
-/** The `OTEL_*` variables that decide whether and how spans leave; the rest is read by OpenTelemetry's exporters. */
+/**
+ * The `OTEL_*` variables that decide whether and how spans leave. The rest is read by OpenTelemetry's exporters, which
+ * go on without what they cannot use and tell nobody: so it is looked at here, and a mistake is a problem.
+ */
 
 /** The specification's defaults, but for the queue: one busy second at 100 % is more than 2048 spans. */
 const BATCH_DEFAULTS = {
@@ -33,6 +38,7 @@ export function readTraceExport(environment: Environment, problems: string[]): T
   if (endpoint !== undefined && !isEndpoint(endpoint[1], protocol)) {
     problems.push(`${endpoint[0]}: "${maskUrl(endpoint[1])}" is not a URL such as http://127.0.0.1:4318`);
   }
+  checkRest(environment, problems);
   const whole = (name: keyof typeof BATCH_DEFAULTS) => readWhole(environment, name, problems);
   const maxQueuedSpans = whole("OTEL_BSP_MAX_QUEUE_SIZE");
   return {
@@ -65,6 +71,26 @@ function readProtocol(environment: Environment, problems: string[]): OtlpProtoco
 function isEndpoint(text: string, protocol: OtlpProtocol): boolean {
   if (protocol === "grpc" && /^[\w.-]+:\d{1,5}$/.test(text)) return true;
   return /^https?:\/\//i.test(text) && URL.canParse(text);
+}
+
+/** What only the exporters use. No value is told: headers hold tokens, and a key may stand where its file should. */
+function checkRest(environment: Environment, problems: string[]): void {
+  const [timeout, compression, headers] = ["TIMEOUT", "COMPRESSION", "HEADERS"].map((n) => specific(environment, n));
+  if (timeout !== undefined && !(Number(timeout[1]) > 0))
+    problems.push(`${timeout[0]}: must be a number of milliseconds, such as 10000`);
+  if (compression !== undefined && compression[1] !== "gzip" && compression[1] !== "none")
+    problems.push(`${compression[0]}: must be gzip or none`);
+  if (headers !== undefined && !headers[1].split(",").every((pair) => /^\s*([^\s=]+\s*=.*)?$/.test(pair)))
+    problems.push(`${headers[0]}: must be name=value, separated by commas`);
+  for (const name of ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"]) {
+    const file = specific(environment, name);
+    if (file === undefined) continue;
+    try {
+      readFileSync(file[1]);
+    } catch (error) {
+      problems.push(`${file[0]}: the file ${readProblem(error)}`);
+    }
+  }
 }
 
 function readWhole(environment: Environment, name: keyof typeof BATCH_DEFAULTS, problems: string[]): number {

@@ -62,20 +62,21 @@ function tellSession({ session, timings }: ExchangeRecord, facts: Facts, tell: T
     tell("session", notAsked(outcome), false);
     return;
   }
-  const source = session.source === undefined ? "" : ` (${SOURCES[session.source]})`;
   const { resolveStarted, resolved } = timings;
+  const told = session.source === undefined ? [] : [SOURCES[session.source]];
   const took = resolveStarted === undefined || resolved === undefined ? [] : [`after ${ms(resolved - resolveStarted)}`];
+  const detail = told.length + took.length === 0 ? [] : [[...told, ...took].join(", ")];
   const handle = session.handle === undefined ? "" : `${session.handle}: `;
   const fine = outcome === "hit" || outcome === "not-asked";
   const end = session.logout && END_FINDINGS[session.logout];
-  tell("session", `${handle}${SESSION_FINDINGS[outcome]}${source}`, fine, end === undefined ? took : [...took, end]);
+  tell("session", `${handle}${SESSION_FINDINGS[outcome]}`, fine, end === undefined ? detail : [...detail, end]);
 }
 
 const SOURCES = {
-  cache: "in the near cache",
-  coalesced: "in the answer that another request had asked for",
-  store: "in the store",
-  stale: "as read before the store stopped answering",
+  cache: "told by the near cache",
+  coalesced: "told by the store, to another request that had asked already",
+  store: "told by the store",
+  stale: "as it was read before the store stopped answering",
 } as const;
 
 function tellHeaders({ headers: { stripped, strippedNames, identity }, writeBack }: ExchangeRecord, tell: Tell): void {
