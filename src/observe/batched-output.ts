@@ -1,7 +1,7 @@
 import { write, writeSync } from "node:fs";
 
 /** Octets gathered before a write. */
-const BATCH_BYTES = 64 * 1024;
+const BATCH_BYTES = 256 * 1024;
 /** How long a line waits at the most. */
 const FLUSH_INTERVAL_MS = 250;
 /** Lines that a blocked output keeps waiting; beyond this they are lost, not the process. */
@@ -25,8 +25,10 @@ export class BatchedOutput {
   readonly #fd: number;
   readonly #onDropped: (lines: number) => void;
   readonly #timer: NodeJS.Timeout;
-  #batch = Buffer.allocUnsafeSlow(BATCH_BYTES);
+  #batch: Buffer = Buffer.allocUnsafeSlow(BATCH_BYTES);
   #used = 0;
+  /** One that was written and can be filled again: memory outside of the heap is dear to get and to give back. */
+  #spare: Buffer | undefined;
   /** Batches that are not written, or not as a whole. */
   readonly #waiting: Buffer[] = [];
   #waitingBytes = 0;
@@ -78,7 +80,8 @@ export class BatchedOutput {
   #send(): void {
     if (this.#used === 0) return;
     this.#pass(this.#batch.subarray(0, this.#used));
-    this.#batch = Buffer.allocUnsafeSlow(BATCH_BYTES);
+    this.#batch = this.#spare ?? Buffer.allocUnsafeSlow(BATCH_BYTES);
+    this.#spare = undefined;
     this.#used = 0;
   }
 
@@ -109,10 +112,14 @@ export class BatchedOutput {
       setTimeout(() => this.#writeNext(), RETRY_MS).unref();
     } else {
       this.#waitingBytes -= written;
-      if (written === octets.length) this.#waiting.shift();
+      if (written === octets.length) this.#reuse(this.#waiting.shift());
       else this.#waiting[0] = octets.subarray(written);
       this.#writeNext();
     }
+  }
+
+  #reuse(octets: Buffer | undefined): void {
+    if (octets?.buffer.byteLength === BATCH_BYTES) this.#spare = Buffer.from(octets.buffer);
   }
 
   #dropWaiting(): void {
