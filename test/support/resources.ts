@@ -3,7 +3,7 @@ import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
-import { type AddressInfo, createServer } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -16,13 +16,21 @@ const LOWEST_PORT = 10_000;
 /** The kernel takes the ports of outgoing connections from here on (Linux; macOS and Windows begin higher). */
 const FIRST_EPHEMERAL_PORT = 32_768;
 
+/** Ports that this process has had: a server that is down, and whoever watches it, must not find another's in its place. */
+const taken = new Set<number>();
+/** Of two test files that run at once, one has the even ports and the other the odd ones, for the same reason. */
+const PARITY = Number(process.env.TAP_JOB_ID ?? 0) % 2;
+
 /**
  * A loopback port that nobody listens on, below the ephemeral ones: no outgoing connection takes it while its server is
- * down, and a client that tries it again and again cannot end up connected to itself.
+ * down, and a client that tries it again and again cannot end up connected to itself. A Sentinel that found the Redis of
+ * another test on the port of a replica that was killed would make it a replica, and empty it.
  */
 export async function freePort(): Promise<number> {
   for (;;) {
-    const port = LOWEST_PORT + Math.floor(Math.random() * (FIRST_EPHEMERAL_PORT - LOWEST_PORT));
+    const places = (FIRST_EPHEMERAL_PORT - LOWEST_PORT) / 2;
+    const port = LOWEST_PORT + 2 * Math.floor(Math.random() * places) + PARITY;
+    if (taken.has(port)) continue;
     const server = createServer().listen(port, "127.0.0.1");
     const free = await once(server, "listening").then(
       () => true,
@@ -32,10 +40,10 @@ export async function freePort(): Promise<number> {
       },
     );
     if (!free) continue;
-    const address = server.address() as AddressInfo;
+    taken.add(port);
     server.close();
     await once(server, "close");
-    return address.port;
+    return port;
   }
 }
 
