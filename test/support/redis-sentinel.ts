@@ -32,7 +32,7 @@ export interface SentinelGroup {
 
 /** @see https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/ */
 export async function startSentinel(t: Teardown, options: SentinelOptions = {}): Promise<SentinelGroup> {
-  const { sentinels: count = 3, replicas = 2, downAfterMs = 500, ...settings } = options;
+  const { sentinels: count = 3, replicas = 2, downAfterMs = 1_000, ...settings } = options;
   const { password } = settings;
   const dataConfig = [
     "repl-diskless-sync-delay 0",
