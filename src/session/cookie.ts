@@ -25,7 +25,7 @@ export interface PresentedCookie {
   /** Store keys of the verified tokens. More than one when the browser holds several cookies of the name. */
   readonly keys: readonly SessionKey[];
   /** The key that a cookie of the right shape would open if a secret verified it: to count it, never to look it up. */
-  readonly unverified?: SessionKey;
+  readonly unverified?: SessionKey | undefined;
   /** Which secret verified the first of them. */
   readonly secret: number | undefined;
   /** The `Cookie` field for upstream: without the session cookie; `undefined` when nothing is left. */
@@ -144,7 +144,7 @@ export class SessionCookie {
       if (!keys.includes(key)) keys.push(key);
     }
     if (notes !== undefined) for (const value of candidates.slice(MAX_CANDIDATES)) notes.push(noteOf("ignored", value));
-    return { verdict, keys, secret: firstSecret, others, ...(unverified !== undefined && { unverified }) };
+    return { verdict, keys, secret: firstSecret, others, unverified };
   }
 
   #verifyingSecret(token: string, key: SessionKey, signature: string): number | undefined {
