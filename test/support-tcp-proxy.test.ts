@@ -59,7 +59,8 @@ t.test("delays each way, in order", async (t) => {
   const answers: number[] = [];
   const began = performance.now();
   await Promise.all([1, 2, 3].map(async (n) => answers.push(Number(await client.echo(String(n))))));
-  t.ok(performance.now() - began >= 99, "there and back");
+  // A timer may fire up to a millisecond early, each way.
+  t.ok(performance.now() - began >= 95, "there and back");
   t.ok(performance.now() - began < 250, "and not one after the other");
   t.same(answers, [1, 2, 3]);
   proxy.delay(0);
