@@ -1,5 +1,6 @@
 import { constants, performServerHandshake, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
 import type { Socket } from "node:net";
+import type { ClientError, Refusal } from "./core/client-error.ts";
 import { Http2Request, Http2Response } from "./http2-messages.ts";
 
 /** Requests that one connection may have under way; browsers want a hundred. */
@@ -21,8 +22,9 @@ const GOING_TIMEOUT_MS = 1_000;
 /** PING and SETTINGS frames that a client may send within ten seconds (CVE-2019-9512, CVE-2019-9515). */
 const MAX_CONTROL_FRAMES = 100;
 const CONTROL_WINDOW_MS = 10_000;
-/** Malformed requests of one connection. Each makes us reset a stream, at no cost to whoever sends them (CVE-2025-8671). */
-const MAX_MALFORMED_STREAMS = 100;
+const TOO_MANY_CONTROL_FRAMES = "too many HTTP/2 control frames";
+/** Malformed requests and frames of one connection. Each makes us reset a stream, which costs its client nothing (CVE-2025-8671). */
+const MAX_INVALID_FRAMES = 100;
 
 export interface Http2Options {
   readonly maxHeadBytes: number;
@@ -30,8 +32,8 @@ export interface Http2Options {
   readonly onRequest: (socket: Socket, req: Http2Request, res: Http2Response) => void;
   /** @returns whether connections are to go elsewhere. */
   readonly isDraining: () => boolean;
-  /** A connection was ended because of what its client did. */
-  readonly onFlood: (socket: Socket, message: string) => void;
+  /** A connection was ended because of what its client sent; there is no place for an answer. */
+  readonly onRefused: (socket: Socket, refusal: Refusal) => void;
 }
 
 /** The connections on which clients speak HTTP/2. */
@@ -61,7 +63,6 @@ class Http2Connection {
   readonly #options: Http2Options;
   readonly #idle: NodeJS.Timeout;
   #streams = 0;
-  #malformed = 0;
   #controlFrames = 0;
   #controlSince = 0;
 
@@ -78,7 +79,7 @@ class Http2Connection {
       maxSessionMemory: MAX_SESSION_MEMORY_MB,
       maxSettings: 32,
       maxOutstandingPings: 10,
-      maxSessionInvalidFrames: 100,
+      maxSessionInvalidFrames: MAX_INVALID_FRAMES,
       maxSessionRejectedStreams: 100,
       // A client that resets what it asked for costs more than it pays (CVE-2023-44487).
       streamResetBurst: 300,
@@ -92,8 +93,10 @@ class Http2Connection {
     session.on("stream", (stream, _headers, flags, raw) => this.#start(stream as ServerHttp2Stream, flags, raw));
     session.on("ping", () => this.#countControlFrame());
     session.on("remoteSettings", () => this.#countControlFrame());
-    // Closed by then, with all its streams; a client that breaks the protocol is told by a GOAWAY of nghttp2's.
-    session.on("error", () => {});
+    session.on("error", (error: ClientError & { syscall?: string }) => {
+      // A connection that was lost is nobody's fault; its requests are recorded as such.
+      if (error.syscall === undefined) options.onRefused(socket, describeHttp2Error(error));
+    });
     session.once("close", () => {
       clearTimeout(this.#idle);
       onClosed();
@@ -108,17 +111,15 @@ class Http2Connection {
   #start(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
     const endStream = (flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0;
     this.#streams++;
-    stream.once("close", () => this.#ended(stream));
+    stream.once("close", () => this.#ended());
     const req = new Http2Request(stream, raw, endStream);
     this.#options.onRequest(this.#socket, req, new Http2Response(stream, req.method === "HEAD"));
   }
 
-  #ended(stream: ServerHttp2Stream): void {
+  #ended(): void {
     this.#streams--;
     this.#idle.refresh();
-    if (stream.rstCode === constants.NGHTTP2_PROTOCOL_ERROR && ++this.#malformed > MAX_MALFORMED_STREAMS)
-      this.#expel("too many malformed HTTP/2 requests");
-    else if (this.#options.isDraining()) this.close();
+    if (this.#options.isDraining()) this.close();
   }
 
   #countControlFrame(): void {
@@ -127,13 +128,8 @@ class Http2Connection {
       this.#controlSince = now;
       this.#controlFrames = 0;
     }
-    if (++this.#controlFrames > MAX_CONTROL_FRAMES) this.#expel("too many HTTP/2 control frames");
-  }
-
-  #expel(message: string): void {
-    if (this.#session.destroyed) return;
-    this.#options.onFlood(this.#socket, message);
-    this.#session.destroy(undefined, constants.NGHTTP2_ENHANCE_YOUR_CALM);
+    if (++this.#controlFrames > MAX_CONTROL_FRAMES && !this.#session.destroyed)
+      this.#session.destroy(new Error(TOO_MANY_CONTROL_FRAMES), constants.NGHTTP2_ENHANCE_YOUR_CALM);
   }
 
   #onIdle(): void {
@@ -141,4 +137,10 @@ class Http2Connection {
     this.close();
     setTimeout(() => this.#session.destroy(), GOING_TIMEOUT_MS).unref();
   }
+}
+
+function describeHttp2Error({ code, message }: ClientError): Refusal {
+  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message };
+  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES") return { status: 429, message: "too many malformed HTTP/2 frames" };
+  return { status: 400, message: `malformed HTTP/2 (${message})` };
 }

@@ -158,7 +158,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       else fail(conversation, problem, gate.observer);
     },
     isDraining: gate.isDraining,
-    onFlood: (socket, message) => recordFlood(gate, connectionOf(socket), "2", message),
+    onRefused: (socket, refusal) => record(gate, connectionOf(socket), "2", refusal),
   });
   if (server instanceof TlsServer) {
     // Node's own, which reads HTTP/1.1 from every connection.
@@ -277,13 +277,14 @@ function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Ref
 /** Ends a connection on which too much waits: it would cost memory without an end. There is no place for an answer. */
 function refuseFlood(gate: Gate, socket: Socket, connection: Connection): void {
   if (socket.destroyed) return;
-  recordFlood(gate, connection, "1.1", "too many pipelined requests");
+  record(gate, connection, "1.1", { status: 429, message: "too many pipelined requests" });
   socket.destroy();
 }
 
-function recordFlood(gate: Gate, { peer }: Connection, httpVersion: string, message: string): void {
+/** What never became a request has a record too. */
+function record(gate: Gate, { peer }: Connection, httpVersion: string, { status, message }: Refusal): void {
   const exchange = openExchange(gate, "", httpVersion, peer);
-  exchange.status = 429;
+  exchange.status = status;
   exchange.fail("http_request_error", message);
   closeExchange(gate, exchange, true);
 }
