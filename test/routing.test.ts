@@ -73,6 +73,11 @@ const roundabouts = [
   "/x%0a",
   "/Admin",
   "/ADMIN/x",
+  "/admin%20",
+  "/admin%20/x",
+  "/admin.",
+  "/admin./x",
+  "/admin.%20.",
   "/%41dmin",
   "/%25252541dmin",
   "/public/..",
@@ -109,6 +114,8 @@ t.test("a path that is odd but belongs to one route goes on as it was sent", asy
     "/a;v=%20x/b",
     "/a?x=/../y",
     "/A/b",
+    "/%E2%82%AC/%d0%90", // UTF-8 has octets that are control characters in Latin-1
+    "/a./b%20/c.",
   ];
   for (const path of paths) await raw(gateway.port, `GET ${path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n`);
   t.same(

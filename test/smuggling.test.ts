@@ -107,6 +107,8 @@ const refused: Record<string, [octets: string, status: number]> = {
   "an encoded NUL": ["GET /a%00b HTTP/1.1\r\nHost: a\r\n\r\n", 400],
   "another scheme": ["GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400],
   "star for GET": ["GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400],
+  "no version (HTTP/0.9)": ["GET /\r\nHost: a\r\n\r\n", 505],
+  "HTTP/2.0 as a line": ["GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505],
   CONNECT: ["CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 405],
   TRACE: ["TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405],
   "an unknown method": ["BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501],
