@@ -192,7 +192,9 @@ function judge(
   const answers = readResponses(client, methodsOf(item), closed);
   const finals = answers.messages.filter(({ status }) => status >= 200);
   const what =
-    item.answer === undefined ? describe(seen, finals, client, closed) : describeAnswer(item, finals, client, closed);
+    item.answer === undefined
+      ? describe(seen, finals, client, closed)
+      : describeAnswer(item, finals, answers.error, client, closed);
   const faults = new Set<Fault>();
   if (seen.readings) faults.add("two readings");
   if (seen.malformed) faults.add("malformed");
@@ -200,7 +202,7 @@ function judge(
   if (seen.requests.some(isForged)) faults.add("forged");
   if (seen.requests.some(reachesClosedPath)) faults.add("bypassed");
   if (probes.some((problem) => problem !== undefined)) faults.add("poisoned");
-  if (what === "waits" && item.waits !== true) faults.add("hung");
+  if (item.waits !== true && !closed && finals.length < Math.max(1, requestsOf(item))) faults.add("hung");
   if (item.answer === undefined) {
     if (item.rule === "must-forward" && !wasForwarded(item, seen, finals)) faults.add("refused");
   } else {
@@ -219,15 +221,16 @@ function wasForwarded(item: Case, { requests }: Seen, finals: readonly ResponseM
   const meant = readRequests(joined(item)).messages.slice(0, requestsOf(item));
   return (
     requests.length === meant.length &&
-    meant.every(({ method, target, body }, i) => {
-      const got = requests[i];
-      return got?.method === method && got.body === body && got.target === originForm(target);
-    }) &&
+    meant.every(({ method, target, body }) =>
+      requests.some(
+        (got) => got.method === method && got.body === body && originForm(got.target) === originForm(target),
+      ),
+    ) &&
     finals.slice(0, meant.length).every(({ status }) => status === 200)
   );
 }
 
-/** RFC 9112 §3.2.1, §3.2.2: a server gets the path, also of an absolute form. */
+/** The path, also of an absolute form, which a server has to understand (RFC 9112 §3.2.2). */
 function originForm(target: string): string {
   const [, rest] = /^http:\/\/[^/?]*(.*)$/i.exec(target) ?? [];
   if (rest === undefined) return target;
@@ -264,7 +267,7 @@ function describe(seen: Seen, finals: readonly ResponseMessage[], client: string
   if (seen.malformed) return `forwarded malformed ${statuses}`;
   if (seen.requests.length > 1) return `forwarded ×${seen.requests.length} ${statuses}`;
   if (seen.requests.length === 1) return `forwarded ${statuses}`;
-  if (seen.partial) return `cut off ${statuses}`;
+  if (seen.partial) return statuses === "waits" ? "begun, waits" : `cut off ${statuses}`;
   if (finals.length > 0) return `${(finals[0]?.status ?? 0) < 400 ? "answered" : "refused"} ${statuses}`;
   return statuses;
 }
@@ -280,12 +283,18 @@ function statusList(finals: readonly ResponseMessage[], client: string, closed: 
 }
 
 /** What the client made of an upstream's answer. */
-function describeAnswer(item: Case, finals: readonly ResponseMessage[], client: string, closed: boolean): string {
+function describeAnswer(
+  item: Case,
+  finals: readonly ResponseMessage[],
+  error: string | undefined,
+  client: string,
+  closed: boolean,
+): string {
   const [answer] = finals;
   if (answer === undefined) {
-    if (client.startsWith("HTTP/1.") && closed) return "cut";
+    if (error !== undefined && client.startsWith("HTTP/1.")) return "passed malformed";
     if (client !== "" && !client.startsWith("HTTP/1.")) return "passed as HTTP/0.9";
-    return closed ? "closed" : "waits";
+    return closed ? "cut" : "waits";
   }
   const meant = readResponses(item.answer ?? "", methodsOf(item), item.closes === true);
   const expected = meant.messages.find(({ status }) => status >= 200);

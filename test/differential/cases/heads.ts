@@ -143,7 +143,7 @@ export const HEADS = [
     ["space-in-target", head("GET /a b HTTP/1.1", "Host: a.example"), "a space in the target"],
     ["form-feed", head("GET\x0c/ HTTP/1.1", "Host: a.example"), "a form feed", { rule: "may" }],
     ["cr", "GET / HTTP/1.1\rHost: a.example\r\n\r\n", "a bare CR after the version", { rule: "may" }],
-    ["http-0.9", "GET /\r\n", "HTTP/0.9", { by: "RFC 9112 §2.3", rule: "may" }],
+    ["http-0.9", "GET /\r\n", "HTTP/0.9", { by: "RFC 9112 §2.3", rule: "may", waits: true }],
     ["http-0.9-fields", head("GET /", "Host: a.example"), "no version, with fields"],
     ["http-1.0", head("GET / HTTP/1.0", "Host: a.example"), "HTTP/1.0", { rule: "must-forward", by: "RFC 9110 §2.5" }],
     [
@@ -222,14 +222,14 @@ export const HEADS = [
       "connect-then",
       head("CONNECT b.example:443 HTTP/1.1", "Host: b.example:443") + SMUGGLED,
       "a tunnel with a request in it",
-      { rule: "may", by: "RFC 9110 §9.3.6", requests: 0 },
+      { rule: "may", by: "RFC 9110 §9.3.6", requests: 2 },
     ],
     ["connect-path", head("CONNECT / HTTP/1.1", "Host: a.example"), "CONNECT with a path", { by: "RFC 9112 §3.2.3" }],
     [
       "post-connect",
       post(["Content-Length: 2"], "ok") + head("CONNECT b.example:443 HTTP/1.1", "Host: b.example:443"),
       "a tunnel after a request",
-      { rule: "may", by: "RFC 9110 §9.3.6" },
+      { rule: "may", by: "RFC 9110 §9.3.6", requests: 2 },
     ],
   ]),
 ];
