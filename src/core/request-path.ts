@@ -28,12 +28,12 @@ export function loosestReadings(path: string): readonly string[] | undefined {
   return [loosest(reading), loosest(reading.replace(/[?#].*$/s, ""))];
 }
 
-/** The path, or a prefix of one, without what some server ignores: Windows cuts dots and blanks off the end of a name. */
+/** The path, or a prefix of one, without what some server ignores: Windows cuts dots and blanks off a name. */
 export function loosest(path: string): string {
   return path
     .replaceAll("\\", "/")
     .replace(/;[^/]*/g, "")
-    .replace(/[. ]+(?=\/|$)/g, "")
+    .replace(/[. ]+(?=\/|$)|(?<=\/) +/g, "")
     .replace(/\/{2,}/g, "/")
     .toLowerCase();
 }
@@ -41,13 +41,13 @@ export function loosest(path: string): string {
 const NOTHING_ELSE: readonly string[] = [];
 
 /**
- * Spellings with more than one meaning: a dot segment (clients resolve them before they send, RFC 3986 §5.2.4), two
+ * Spellings with more than one meaning: a dot segment (clients resolve them before they send, RFC 3986 §5.2.4), also between blanks, two
  * slashes at the beginning (an authority to whoever resolves the path as a reference), control characters, and a
  * `;parameter` with an encoded `/`, `\`, `;` or `%`, which ends where the server says it ends.
  */
 function isTreacherous(path: string): boolean {
   return (
-    /(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\?#]|$)/.test(path) ||
+    /(^|[/\\]) *\.{1,2} *(;[^/\\]*)?([/\\?#]|$)/.test(path) ||
     /^[/\\]{2}/.test(path) ||
     // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for; from 0x80 on it is UTF-8
     /[\x00-\x1f\x7f]/.test(path) ||

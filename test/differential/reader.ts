@@ -49,6 +49,12 @@ export interface Leniency {
   readonly looseChunks?: boolean;
   /** The content of GET, HEAD, DELETE and OPTIONS is not read; `Connection: close` ends the connection. */
   readonly ignoresContent?: boolean;
+  /** Empty lines before a request line are skipped (RFC 9112 §2.2). */
+  readonly emptyLines?: boolean;
+  /** Several spaces in a request line are as one. */
+  readonly spaces?: boolean;
+  /** Any version and any reason in a status line; the content that a 204 announces is not there. */
+  readonly statusLines?: boolean;
   /** A value ends at NUL. */
   readonly nul?: boolean;
 }
@@ -68,6 +74,8 @@ class Short extends Error {}
 const TOKEN = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
 const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
+const STATUS_LINE = /^(HTTP\/1\.[01]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*)?$/;
+const ANY_STATUS_LINE = /^(HTTP\/\d\.\d) ([0-9]{3})(?: .*)?$/s;
 const MAX_LINE = 1 << 20;
 
 /** Reads octets (as Latin-1 text) from the beginning to the end. */
@@ -160,7 +168,7 @@ function framingOf(fields: readonly Field[], leniency: Leniency): "chunked" | nu
     if (codings.length > 0 && lengths.length > 0) throw new Malformed("a length and a coding");
     if (codings.length > 1 || (codings.length === 1 && codings[0]?.toLowerCase() !== "chunked"))
       throw new Malformed("a coding other than chunked");
-    if (lengths.length > 1 || (lengths.length === 1 && !/^\d{1,15}$/.test(lengths[0] ?? "")))
+    if (lengths.length > 1 || (lengths.length === 1 && !/^0*\d{1,15}$/.test(lengths[0] ?? "")))
       throw new Malformed("a bad length");
   }
   const chunked = codings.some((value) => (looseCoding ? /chunked/i.test(value) : value.toLowerCase() === "chunked"));
@@ -189,9 +197,9 @@ function readChunks(cursor: Cursor): { body: string; trailers: Field[] } {
 const IGNORED_CONTENT: ReadonlySet<string> = new Set(["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"]);
 
 function readRequest(cursor: Cursor): RequestMessage {
-  const { bareLf = false, ignoresContent = false } = cursor.leniency;
+  const { bareLf = false, ignoresContent = false, spaces = false } = cursor.leniency;
   const line = cursor.line();
-  const parts = bareLf ? line.trim().split(/[ \t]+/) : line.split(" ");
+  const parts = bareLf ? line.trim().split(/[ \t]+/) : line.split(spaces ? / +/ : " ");
   const [method = "", target = "", version = ""] = parts;
   if (parts.length !== 3 || !TOKEN.test(method) || !/^HTTP\/1\.[01]$/.test(version) || target === "")
     throw new Malformed("a bad request line");
@@ -229,7 +237,7 @@ export function readResponses(
   let finals = 0;
   return readAll(octets, leniency, (cursor) => {
     const line = cursor.line();
-    const [, version = "", code = ""] = /^(HTTP\/1\.[01]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*)?$/.exec(line) ?? [];
+    const [, version = "", code = ""] = (leniency.statusLines ? ANY_STATUS_LINE : STATUS_LINE).exec(line) ?? [];
     const status = Number(code);
     if (version === "" || status < 100 || status > 599) throw new Malformed("a bad status line");
     const fields = readFields(cursor);
@@ -237,7 +245,8 @@ export function readResponses(
     if (status < 200) return { ...response, body: "", trailers: [] };
     const method = methods[Math.min(finals++, methods.length - 1)] ?? "GET";
     const framing = framingOf(fields, leniency);
-    if (status === 204 && framing !== undefined) throw new Malformed("a 204 that announces content");
+    if (status === 204 && framing !== undefined && !leniency.statusLines)
+      throw new Malformed("a 204 that announces content");
     if (method === "HEAD" || status === 204 || status === 304) return { ...response, body: "", trailers: [] };
     if (framing === "chunked") return { ...response, ...readChunks(cursor) };
     if (framing === undefined && !closed) throw new Short();
@@ -253,7 +262,7 @@ function readAll<M>(octets: string, leniency: Leniency, read: (cursor: Cursor) =
   while (!cursor.done && error === undefined) {
     from = cursor.at;
     // RFC 9112 §2.2: a server should ignore an empty line before a request line.
-    if (leniency.bareLf && /^[\r\n]/.test(octets.slice(from, from + 1))) {
+    if ((leniency.bareLf || leniency.emptyLines) && /^[\r\n]/.test(octets.slice(from, from + 1))) {
       cursor.at++;
       continue;
     }
@@ -276,6 +285,8 @@ export function otherReadings(octets: string): string[] {
   return Object.entries(LENIENT)
     .filter(([, leniency]) => {
       const lenient = readRequests(octets, leniency);
+      // Who does not read content has the request before its content is there; what matters is what is behind it.
+      if (leniency.ignoresContent && strict.headSeen) return lenient.messages.length > strict.messages.length + 1;
       return summary(lenient.messages) !== summary(strict.messages);
     })
     .map(([name]) => name);

@@ -1,7 +1,7 @@
 /** An upstream that keeps the octets of every connection as they came. */
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
-import type { Teardown } from "../support/resources.ts";
+import { eventually, type Teardown } from "../support/resources.ts";
 import { type RequestMessage, readRequests, valuesOf } from "./reader.ts";
 
 /** The target of requests that ask whether the connections behind a proxy are sound. */
@@ -9,7 +9,8 @@ export const PROBE = "/probe-";
 
 /** What the upstream sends when its answer is not the usual one. */
 export interface Script {
-  readonly answer?: string | undefined;
+  /** In the pieces in which it is sent. */
+  readonly answer?: string | readonly string[] | undefined;
   readonly closes?: boolean | undefined;
 }
 
@@ -27,7 +28,7 @@ export class Recorder {
   readonly #server: Server;
   readonly #open = new Set<Connection>();
   #seen: Connection[] = [];
-  #script: Script = {};
+  script: Script = {};
   /** Grows with everything that happens. */
   activity = 0;
 
@@ -40,8 +41,25 @@ export class Recorder {
   /** Forgets what was, and ends the connections that are open; resolves when the proxy has noticed. */
   async begin(script: Script): Promise<void> {
     await this.clear();
-    this.#script = script;
+    this.script = script;
     this.#seen = [];
+  }
+
+  /** Forgets what was said on connections that are between two messages, and those that are closed. */
+  forget(): void {
+    this.#seen = this.#seen.filter((connection) => this.#open.has(connection));
+    for (const connection of this.#seen) {
+      const { rest, error } = readRequests(connection.octets);
+      if (rest !== "" || error !== undefined) continue;
+      connection.octets = "";
+      connection.answered = 0;
+    }
+  }
+
+  /** Until no connection is within a message; those that are must end. @throws Error after `timeoutMs`. */
+  async atRest(timeoutMs: number): Promise<void> {
+    const isWithin = ({ octets }: Connection) => readRequests(octets).rest !== "";
+    await eventually("no request is cut off and held open", () => ![...this.#open].some(isWithin), timeoutMs, 2);
   }
 
   async clear(): Promise<void> {
@@ -101,10 +119,9 @@ export class Recorder {
   }
 
   #answer({ socket }: Connection, request: RequestMessage): void {
-    const { answer, closes } = this.#script;
+    const { answer, closes } = this.script;
     if (answer !== undefined && !request.target.startsWith(PROBE)) {
-      socket.write(answer, "latin1");
-      if (closes) socket.end();
+      void sendPieces(socket, typeof answer === "string" ? [answer] : answer, closes === true);
       return;
     }
     const content = `${request.method} ${request.target} ${request.body.length}`.slice(0, 200);
@@ -116,6 +133,15 @@ export class Recorder {
     );
     if (close) socket.end();
   }
+}
+
+async function sendPieces(socket: Socket, pieces: readonly string[], closes: boolean): Promise<void> {
+  for (const [i, piece] of pieces.entries()) {
+    if (socket.destroyed) return;
+    socket.write(piece, "latin1");
+    if (i < pieces.length - 1) await new Promise((resolve) => setImmediate(resolve));
+  }
+  if (closes) socket.end();
 }
 
 export async function startRecorder(t: Teardown): Promise<Recorder> {

@@ -231,13 +231,13 @@ function wasForwarded(item: Case, { requests }: Seen, finals: readonly ResponseM
 }
 
 /** The path, also of an absolute form, which a server has to understand (RFC 9112 §3.2.2). */
-function originForm(target: string): string {
+export function originForm(target: string): string {
   const [, rest] = /^http:\/\/[^/?]*(.*)$/i.exec(target) ?? [];
   if (rest === undefined) return target;
   return rest.startsWith("/") ? rest : `/${rest}`;
 }
 
-function isForged({ fields, trailers }: RequestMessage): boolean {
+export function isForged({ fields, trailers }: RequestMessage): boolean {
   const folded = foldName(IDENTITY);
   return (
     fields.some(([name, value]) => foldName(name) === folded && value.includes("evil")) ||
@@ -246,19 +246,27 @@ function isForged({ fields, trailers }: RequestMessage): boolean {
   );
 }
 
-/** In any reading of the path: decoded as often as it takes, `\` as `/`, parameters cut off, slashes merged, any case. */
-function reachesClosedPath({ target }: RequestMessage): boolean {
+/**
+ * In any reading of the path: decoded as often as it takes, whole or cut at what may begin a query, `\` as `/`, parameters
+ * and blanks cut off, slashes merged, any case.
+ */
+export function reachesClosedPath({ target }: Pick<RequestMessage, "target">): boolean {
   let path = target.replace(/^http:\/\/[^/?]*/i, "").split("?", 1)[0] ?? "";
   for (let layer = 0; layer < 5; layer++)
     path = path.replace(/%([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: where C programs end
+  return [path, path.replace(/[?#\0].*$/s, "")].some((reading) => firstSegment(reading) === "admin");
+}
+
+function firstSegment(path: string): string | undefined {
   const segments: string[] = [];
   for (const segment of path.toLowerCase().replaceAll("\\", "/").split("/")) {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: as C programs and trimming ones read a path
-    const plain = segment.replace(/[;?#\0].*$/s, "").replace(/^[\x00-\x20]+|[\x00-\x20]+$/g, "");
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: what is trimmed
+    const plain = segment.replace(/;.*$/s, "").replace(/^[\x00-\x20]+|[\x00-\x20]+$/g, "");
     if (plain === "..") segments.pop();
     else if (plain !== "" && plain !== ".") segments.push(plain);
   }
-  return segments[0] === "admin";
+  return segments[0];
 }
 
 /** What became of a request. */
