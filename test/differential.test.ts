@@ -3,20 +3,17 @@
  * receives: docs/http-comparison.md is what this test sees. `npm run test:differential -- --only ID` shows the octets.
  */
 import { readFileSync } from "node:fs";
-import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import t from "tap";
 import type { Case } from "./differential/case.ts";
 import { CASES } from "./differential/cases/index.ts";
 import { compare } from "./differential/compare.ts";
 import { EXPLANATIONS, explanationOf, LIMITS, matches } from "./differential/explanations.ts";
-import type { Lane } from "./differential/proxies.ts";
+import { startNaive } from "./differential/naive.ts";
 import { LENIENT, otherReadings, readRequests, readResponses } from "./differential/reader.ts";
-import { startRecorder } from "./differential/recorder.ts";
 import { type Fault, runCase } from "./differential/run-case.ts";
 import { COMPARISON, cell, differsFromNginx } from "./differential/table.ts";
 import { ROOT } from "./support/project.ts";
-import { startTcp, type Teardown } from "./support/servers.ts";
 
 t.test("the reference reader is strict, and sees what lenient servers would read otherwise", async (t) => {
   const head = (...fields: string[]) => `POST / HTTP/1.1\r\nHost: a\r\n${fields.join("")}\r\n`;
@@ -59,25 +56,6 @@ t.test("the reference reader is strict, and sees what lenient servers would read
   t.equal(readResponses("HTTP/1.1 200 OK\r\n\r\nok", ["GET"], true).messages[0]?.body, "ok");
   t.equal(readResponses("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", ["HEAD"], false).messages.length, 1);
 });
-
-/** Joins clients to one connection, octet by octet: everything goes wrong that can. */
-async function startNaive(t: Teardown): Promise<Lane> {
-  const recorder = await startRecorder(t);
-  let upstream: Socket | undefined;
-  let client: Socket | undefined;
-  const { port } = await startTcp(t, (socket) => {
-    client = socket;
-    if (upstream === undefined || upstream.readyState !== "open") {
-      upstream = connect(recorder.port, "127.0.0.1");
-      upstream.on("error", () => {});
-      upstream.on("data", (octets: Buffer) => client?.write(octets));
-      upstream.on("end", () => client?.end());
-    }
-    socket.on("data", (octets: Buffer) => upstream?.write(octets));
-  });
-  t.teardown(() => upstream?.destroy());
-  return { port, recorder };
-}
 
 t.test("a proxy that does nothing has every fault", async (t) => {
   const lane = await startNaive(t);

@@ -64,6 +64,9 @@ export class ResponseHeaderRules {
       const value = typeof once === "string" ? once : latin1(raw[i + 1] as Buffer | string);
       if (verdict === "keep") head.kept.push(name, value);
       else if (verdict === "content-length") {
+        // As in a request: no number here holds it.
+        if (value.length > 15 && Number(value) > Number.MAX_SAFE_INTEGER)
+          throw new ProxyError("http_protocol_error", "a Content-Length beyond 2^53");
         head.contentLength = value;
         head.kept.push(name, value);
       } else if (verdict === "set-cookie") {

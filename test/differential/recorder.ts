@@ -29,6 +29,8 @@ export class Recorder {
   readonly #open = new Set<Connection>();
   #seen: Connection[] = [];
   script: Script = {};
+  /** Answers whose last piece is not out. */
+  #sending = 0;
   /** Grows with everything that happens. */
   activity = 0;
 
@@ -60,6 +62,11 @@ export class Recorder {
   async atRest(timeoutMs: number): Promise<void> {
     const isWithin = ({ octets }: Connection) => readRequests(octets).rest !== "";
     await eventually("no request is cut off and held open", () => ![...this.#open].some(isWithin), timeoutMs, 2);
+  }
+
+  /** Until every piece of every answer is out. */
+  async sent(): Promise<void> {
+    while (this.#sending > 0) await new Promise((resolve) => setTimeout(resolve, 1));
   }
 
   async clear(): Promise<void> {
@@ -121,7 +128,10 @@ export class Recorder {
   #answer({ socket }: Connection, request: RequestMessage): void {
     const { answer, closes } = this.script;
     if (answer !== undefined && !request.target.startsWith(PROBE)) {
-      void sendPieces(socket, typeof answer === "string" ? [answer] : answer, closes === true);
+      this.#sending++;
+      void sendPieces(socket, typeof answer === "string" ? [answer] : answer, closes === true).then(() => {
+        this.#sending--;
+      });
       return;
     }
     const content = `${request.method} ${request.target} ${request.body.length}`.slice(0, 200);

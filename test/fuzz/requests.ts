@@ -49,7 +49,7 @@ async function finish(lanes: readonly Lane[], watch: Watch): Promise<void> {
   await watch.settled();
 }
 
-async function checkRequest(lane: Lane, { pieces, ending }: Input): Promise<void> {
+export async function checkRequest(lane: Lane, { pieces, ending }: Input): Promise<void> {
   const { recorder } = lane;
   recorder.forget();
   const sent = readRequests(pieces.join(""), AS_WE_READ);

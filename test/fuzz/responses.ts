@@ -109,6 +109,8 @@ async function checkResponse(lane: Lane, { method, pieces, closes }: Input): Pro
     must(!/^set-cookie$/i.test(name) || !/^\s*session\s*=/.test(value), "the application has set the session cookie");
   }
   if (answer !== undefined) sameAsMeant(answer, readResponses(pieces.join(""), [method], closes, AS_WE_READ));
+  // Who sends more after a request is on its way answers that request, as far as anybody can see.
+  await recorder.sent();
   // The next two: the first may get a new connection.
   await probe(lane);
   await probe(lane);
