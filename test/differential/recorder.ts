@@ -74,7 +74,12 @@ export class Recorder {
       socket.end();
       // Whoever does not notice the end is cut off.
       const timer = setTimeout(() => socket.destroy(), 1000);
-      return once(socket, "close").then(() => clearTimeout(timer));
+      return new Promise<void>((resolve) => {
+        socket.once("close", () => {
+          clearTimeout(timer);
+          resolve();
+        });
+      });
     });
     await Promise.all(closed);
   }

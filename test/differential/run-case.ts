@@ -149,7 +149,7 @@ class Exchange {
   async ended(): Promise<void> {
     if (this.closed) return;
     const timer = setTimeout(() => this.#socket.destroy(), PATIENCE_MS);
-    await Promise.race([once(this.#socket, "end"), once(this.#socket, "close")]);
+    await new Promise<void>((resolve) => this.#socket.once("end", resolve).once("close", () => resolve()));
     clearTimeout(timer);
   }
 

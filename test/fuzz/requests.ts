@@ -27,6 +27,7 @@ const LANES = 16;
 /** Answer or close within this time, on a busy machine. */
 const PATIENCE_MS = 10_000;
 const QUIET_MS = 15;
+const QUIET_TURNS = 12;
 
 export const requests: Target = {
   name: "requests",
@@ -65,7 +66,7 @@ export async function checkRequest(lane: Lane, { pieces, ending }: Input): Promi
   // Of a client that has gone, something may be on its way still.
   if (!whole || ending === "reset") {
     const quiet = untilQuiet(lane);
-    while (!quiet(received)) await new Promise((resolve) => setTimeout(resolve, 5));
+    while (!quiet(received)) await new Promise((resolve) => setTimeout(resolve, 1));
   }
   await recorder.atRest(PATIENCE_MS);
   const forwarded: RequestMessage[] = [];
@@ -125,15 +126,22 @@ async function send(
   return closed ? client.received : undefined;
 }
 
-/** Until nothing has happened for a while, here or at the upstream. */
+/**
+ * Until nothing has happened for a while, here or at the upstream: a time, and turns of the loop that everything runs in,
+ * because on a busy machine one turn may take that long.
+ */
 function untilQuiet(lane: Lane): (received: string) => boolean {
   let before = -1;
   let since = 0;
+  let turns = 0;
   return (received) => {
     const now = received.length + lane.recorder.activity;
-    if (now !== before) since = performance.now();
+    if (now !== before) {
+      since = performance.now();
+      turns = 0;
+    }
     before = now;
-    return performance.now() - since > QUIET_MS;
+    return ++turns > QUIET_TURNS && performance.now() - since > QUIET_MS;
   };
 }
 

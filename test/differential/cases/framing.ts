@@ -70,7 +70,7 @@ export const FRAMING = [
     ],
     [
       "get-with",
-      head("GET /get HTTP/1.1", "Host: a.example", "Content-Length: 5") + "hello",
+      `${head("GET /get HTTP/1.1", "Host: a.example", "Content-Length: 5")}hello`,
       "GET with content",
       { rule: "may", by: "RFC 9110 §9.3.1" },
     ],
@@ -182,19 +182,19 @@ export const FRAMING = [
     ],
     [
       "http-1.0",
-      head("POST /post HTTP/1.0", "Host: a.example", "Transfer-Encoding: chunked") + "5\r\nhello\r\n0\r\n\r\n",
+      `${head("POST /post HTTP/1.0", "Host: a.example", "Transfer-Encoding: chunked")}5\r\nhello\r\n0\r\n\r\n`,
       "HTTP/1.0 knows no codings",
       { rule: "may" },
     ],
     [
       "http-1.0-both",
-      head("POST /post HTTP/1.0", "Host: a.example", "Content-Length: 5", "Transfer-Encoding: chunked") + "0\r\n\r\n",
+      `${head("POST /post HTTP/1.0", "Host: a.example", "Content-Length: 5", "Transfer-Encoding: chunked")}0\r\n\r\n`,
       "HTTP/1.0 with both",
       { rule: "may" },
     ],
     [
       "get",
-      head("GET /get HTTP/1.1", "Host: a.example", "Transfer-Encoding: chunked") + "5\r\nhello\r\n0\r\n\r\n",
+      `${head("GET /get HTTP/1.1", "Host: a.example", "Transfer-Encoding: chunked")}5\r\nhello\r\n0\r\n\r\n`,
       "GET in chunks",
       { rule: "may", by: "RFC 9110 §9.3.1" },
     ],

@@ -158,7 +158,7 @@ export const HOPS = [
     ["continue-get", get("/", "Expect: 100-continue"), "no content to wait for"],
     [
       "continue-1.0",
-      head("POST / HTTP/1.0", "Host: a.example", "Expect: 100-continue", "Content-Length: 5") + "hello",
+      `${head("POST / HTTP/1.0", "Host: a.example", "Expect: 100-continue", "Content-Length: 5")}hello`,
       "HTTP/1.0 cannot wait",
     ],
     ["unknown", post(["Expect: more", "Content-Length: 5"], "hello"), "an unknown expectation", { rule: "may" }],
@@ -225,13 +225,13 @@ export const HOPS = [
     ["hundred", Array.from({ length: 50 }, (_, i) => get(`/${i}`)).join(""), "fifty at once", { requests: 50 }],
     [
       "get-body-get",
-      head("GET /1 HTTP/1.1", "Host: a.example", "Content-Length: 2") + "ok" + get("/2"),
+      `${head("GET /1 HTTP/1.1", "Host: a.example", "Content-Length: 2")}ok${get("/2")}`,
       "a GET with content, then another",
       { rule: "may" },
     ],
     [
       "delete-body-get",
-      head("DELETE /1 HTTP/1.1", "Host: a.example", "Content-Length: 2") + "ok" + get("/2"),
+      `${head("DELETE /1 HTTP/1.1", "Host: a.example", "Content-Length: 2")}ok${get("/2")}`,
       "a DELETE with content, then a GET",
       { rule: "may" },
     ],
