@@ -1,5 +1,6 @@
 /** Routes: most specific host, longest path, and no way round a route's policy by spelling its path differently. */
 import t from "tap";
+import { loosestReadings } from "../src/core/request-path.ts";
 import { type Route, RouteTable } from "../src/core/routes.ts";
 import { ask, cookiePair, raw } from "./support/client.ts";
 import { startApp, startGateway, startUpstream } from "./support/servers.ts";
@@ -100,6 +101,38 @@ t.test("a path that can be read as that of another route is refused", async (t) 
     t.match(reply, /^HTTP\/1.1 (400|401) /, path);
   }
   t.same(upstream.received, []);
+});
+
+t.test("no path takes long to read, however it is made", async (t) => {
+  const pieces = [
+    ".",
+    ". ",
+    ";",
+    ";x",
+    "%20",
+    "%20.",
+    "%2e",
+    "%3b",
+    ";%",
+    "/",
+    "//",
+    "/;",
+    "/.",
+    "/%20",
+    "%25",
+    "%",
+    "a/",
+  ];
+  for (const piece of pieces) {
+    for (const around of ["/A", "/A/", "/;"]) {
+      const path = `${around}${piece.repeat(32_000 / piece.length)}x`;
+      const before = process.cpuUsage();
+      loosestReadings(path);
+      const { user } = process.cpuUsage(before);
+      // Quadratic it would be half a second and more.
+      if (user > 200_000) t.fail(`${around}${piece}…: ${user / 1000} ms`);
+    }
+  }
 });
 
 t.test("a path that is odd but belongs to one route goes on as it was sent", async (t) => {

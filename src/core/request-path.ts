@@ -33,7 +33,7 @@ export function loosest(path: string): string {
   return path
     .replaceAll("\\", "/")
     .replace(/;[^/]*/g, "")
-    .replace(/[. ]+(?=\/|$)|(?<=\/) +/g, "")
+    .replace(/(?<![. ])[. ]+(?=\/|$)|(?<=\/) +/g, "")
     .replace(/\/{2,}/g, "/")
     .toLowerCase();
 }
@@ -41,8 +41,8 @@ export function loosest(path: string): string {
 const NOTHING_ELSE: readonly string[] = [];
 
 /**
- * Spellings with more than one meaning: a dot segment (clients resolve them before they send, RFC 3986 §5.2.4), also between blanks, two
- * slashes at the beginning (an authority to whoever resolves the path as a reference), control characters, and a
+ * Spellings with more than one meaning: a dot segment, also between blanks (clients resolve them before they send, RFC 3986
+ * §5.2.4), two slashes at the beginning (an authority to whoever resolves the path as a reference), control characters, and a
  * `;parameter` with an encoded `/`, `\`, `;` or `%`, which ends where the server says it ends.
  */
 function isTreacherous(path: string): boolean {
@@ -51,7 +51,7 @@ function isTreacherous(path: string): boolean {
     /^[/\\]{2}/.test(path) ||
     // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for; from 0x80 on it is UTF-8
     /[\x00-\x1f\x7f]/.test(path) ||
-    /;[^/\\]*%(2f|5c|3b|25)/i.test(path)
+    /;[^/\\;]*%(2f|5c|3b|25)/i.test(path)
   );
 }
 

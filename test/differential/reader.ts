@@ -72,7 +72,6 @@ class Malformed extends Error {}
 class Short extends Error {}
 
 const TOKEN = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
-// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
 const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
 const STATUS_LINE = /^(HTTP\/1\.[01]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*)?$/;
 const ANY_STATUS_LINE = /^(HTTP\/\d\.\d) ([0-9]{3})(?: .*)?$/s;

@@ -254,7 +254,6 @@ export function reachesClosedPath({ target }: Pick<RequestMessage, "target">): b
   let path = target.replace(/^http:\/\/[^/?]*/i, "").split("?", 1)[0] ?? "";
   for (let layer = 0; layer < 5; layer++)
     path = path.replace(/%([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: where C programs end
   return [path, path.replace(/[?#\0].*$/s, "")].some((reading) => firstSegment(reading) === "admin");
 }
 
