@@ -16,7 +16,7 @@ import { mutate } from "./mutate.ts";
 import type { Random } from "./random.ts";
 import { must, type Target, withinMs } from "./target.ts";
 
-/** Generous: a garbage collection, or another process, may come between. */
+/** Generous: a garbage collection may come between. */
 const AT_ONCE_MS = 2000;
 
 const COOKIE_WORDS = [
