@@ -27,7 +27,7 @@ Options:
   --rounds N          rounds over all peers; the median is reported (default 3)
   --seconds N         measured seconds, each peer and round (default 8)
   --warm-up N         seconds of load before that (default 3)
-  --switches N        times that observability is switched on and off within one process (default 20)
+  --switches N        times that observability is switched on and off within one process (default 100)
   --connections N     connections of the load generator (default 50)
   --sessions N        sessions that the requests are spread over (default 200)
   --profile FOLDER    write a CPU profile of each peer there; slows them down, so the results are not kept
@@ -61,7 +61,7 @@ function parse(args: readonly string[]) {
         rounds: { type: "string", default: "3" },
         seconds: { type: "string", default: "8" },
         "warm-up": { type: "string", default: "3" },
-        switches: { type: "string", default: "20" },
+        switches: { type: "string", default: "100" },
         connections: { type: "string", default: "50" },
         sessions: { type: "string", default: "200" },
         profile: { type: "string" },

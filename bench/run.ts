@@ -108,7 +108,7 @@ function interrupted(): Promise<never> {
 /** Whatever hangs, the bench ends. */
 function overdue({ peers, rounds, seconds, warmUpSeconds, sessions, switches }: Options): Promise<never> {
   const each = seconds + warmUpSeconds + OVERHEAD_SECONDS + sessions / 100;
-  const limitMs = peers.length * (rounds * each + switches * 4 + OVERHEAD_SECONDS) * 1000;
+  const limitMs = peers.length * (rounds * each + switches * 2 + OVERHEAD_SECONDS) * 1000;
   return new Promise((_resolve, reject) => {
     setTimeout(() => reject(new Error("it takes far too long; given up")), limitMs).unref();
   });
