@@ -85,7 +85,7 @@ export function createListener(gate: Gate): Server {
       refuse(gate, req.socket, connection, VERSION_REFUSAL);
       return;
     }
-    const exchange = openExchange(gate, req.method ?? "", req.httpVersion, connection.peer);
+    const exchange = openExchange(gate, req.method ?? "", versionOf(req), connection.peer);
     const conversation: Conversation = { req, res, peer: connection.peer, exchange, expectsContinue };
     connection.running.add(conversation);
     res.once("close", () => {
@@ -140,6 +140,11 @@ export function createListener(gate: Gate): Server {
     }
   });
   return server;
+}
+
+/** Nearly always the same text: node makes a new one for each request, and records would keep it. */
+function versionOf({ httpVersion }: IncomingMessage): string {
+  return httpVersion === "1.1" ? "1.1" : httpVersion;
 }
 
 function openExchange(gate: Gate, method: string, httpVersion: string, peer: Peer): Exchange {
