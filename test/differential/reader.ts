@@ -202,7 +202,8 @@ function readRequest(cursor: Cursor): RequestMessage {
   const [method = "", target = "", version = ""] = parts;
   if (parts.length !== 3 || !TOKEN.test(method) || !/^HTTP\/1\.[01]$/.test(version) || target === "")
     throw new Malformed("a bad request line");
-  if (!bareLf && !/^[\x21-\x7e]+$/.test(target)) throw new Malformed("a bad request target");
+  if (!bareLf && method !== "CONNECT" && !/^(\/|\*$|[a-z][a-z0-9+.-]*:)[\x21-\x7e]*$/i.test(target))
+    throw new Malformed("a bad request target");
   const fields = readFields(cursor);
   const hosts = valuesOf(fields, "host");
   if (!bareLf && hosts.length !== 1 && !(version === "HTTP/1.0" && hosts.length === 0))

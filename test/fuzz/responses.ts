@@ -108,7 +108,10 @@ async function checkResponse(lane: Lane, { method, pieces, closes }: Input): Pro
     );
     must(!/^set-cookie$/i.test(name) || !/^\s*session\s*=/.test(value), "the application has set the session cookie");
   }
-  if (answer !== undefined) sameAsMeant(answer, readResponses(pieces.join(""), [method], closes, AS_WE_READ));
+  // undici's parser takes CRs at the end of a status line for the end of the head: there is nothing in such an answer.
+  const endsEarly = /^[^\n]*\r\r/.test(pieces.join("")) && answer?.body === "";
+  if (answer !== undefined && !endsEarly)
+    sameAsMeant(answer, readResponses(pieces.join(""), [method], closes, AS_WE_READ));
   // Who sends more after a request is on its way answers that request, as far as anybody can see.
   await recorder.sent();
   // The next two: the first may get a new connection.
