@@ -1,4 +1,4 @@
-import { createServer, type IncomingMessage, type Server, type ServerOptions, type ServerResponse } from "node:http";
+import { createServer, IncomingMessage, type Server, type ServerOptions, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { type Conversation, LINGER_MS, problemBody } from "./answers.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
@@ -46,6 +46,8 @@ export const HTTP_OPTIONS: ServerOptions = {
 
 export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
 
+const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
+
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
 export function createListener(gate: Gate): Server {
   const connections = new WeakMap<Socket, Connection>();
@@ -76,6 +78,11 @@ export function createListener(gate: Gate): Server {
     if (connection.refusal !== undefined && !req.complete) {
       // Its content is what was malformed: it will never be whole.
       refuse(gate, req.socket, connection, connection.refusal);
+      return;
+    }
+    // llhttp reads a line without a version as HTTP/0.9, and one of HTTP/2.0 like any other.
+    if (req.httpVersionMajor !== 1 && req instanceof IncomingMessage) {
+      refuse(gate, req.socket, connection, VERSION_REFUSAL);
       return;
     }
     const exchange = openExchange(gate, req.method ?? "", versionOf(req), connection.peer);

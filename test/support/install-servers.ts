@@ -1,4 +1,4 @@
-/** Makes sure that Redis, PostgreSQL and Prometheus are there before the tests: they use real ones, and skip nothing. */
+/** Makes sure that the servers of other people are there before the tests: they use real ones, and skip nothing. */
 import { spawnSync } from "node:child_process";
 import { postgresProgram } from "./postgres.ts";
 
@@ -6,11 +6,13 @@ import { postgresProgram } from "./postgres.ts";
 const SERVERS = {
   "redis-server": { version: "7", isThere: () => runs("redis-server") },
   prometheus: { version: "2.42", isThere: () => runs("prometheus") && runs("promtool") },
+  nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
+  haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
 
-function runs(program: string): boolean {
-  return spawnSync(program, ["--version"], { stdio: "ignore" }).status === 0;
+function runs(program: string, option = "--version"): boolean {
+  return spawnSync(program, [option], { stdio: "ignore" }).status === 0;
 }
 
 function missing(): (keyof typeof SERVERS)[] {
