@@ -76,7 +76,8 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   if (status !== 204) head.push("content-type", "application/problem+json", "content-length", String(body.length));
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
   if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
-  if (unread) head.push("connection", "close");
+  // What follows a message that was not understood may be no message.
+  if (unread || error === "http_request_error") head.push("connection", "close");
   if (conversation.strictTransport !== undefined) head.push(STRICT_TRANSPORT, conversation.strictTransport);
   if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);
   res.writeHead(status, STATUS_CODES[status] ?? "", head);

@@ -80,6 +80,7 @@ export interface Listener {
   /** Tells clients of HTTP/2 to go; in HTTP/1.1, node closes what is idle. */
   readonly closeSessions: () => void;
 }
+const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
 
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
 export function createListener(gate: Gate, options: ListenerOptions = {}): Listener {
@@ -146,7 +147,12 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       refuse(gate, req.socket, connection, connection.refusal);
       return;
     }
-    run(begin(req.socket, req, res, req.httpVersion, expectsContinue));
+    // llhttp reads a line without a version as HTTP/0.9, and one of HTTP/2.0 like any other.
+    if (req.httpVersionMajor !== 1) {
+      refuse(gate, req.socket, connection, VERSION_REFUSAL);
+      return;
+    }
+    run(begin(req.socket, req, res, versionOf(req), expectsContinue));
   };
 
   const http2 = new Http2Sessions({
@@ -230,6 +236,11 @@ function encryptionOf(socket: Socket): Encryption | undefined {
   if (!(socket instanceof TLSSocket)) return undefined;
   const cipher = socket.getCipher();
   return { version: (socket.getProtocol() ?? "").replace("TLSv", ""), cipher: cipher?.standardName ?? "" };
+}
+
+/** Nearly always the same text: node makes a new one for each request, and records would keep it. */
+function versionOf({ httpVersion }: IncomingMessage): string {
+  return httpVersion === "1.1" ? "1.1" : httpVersion;
 }
 
 function openExchange(gate: Gate, method: string, httpVersion: string, peer: Peer): Exchange {

@@ -191,7 +191,7 @@ function note(gate: Gate, exchange: Exchange, cookie: PresentedCookie, resolutio
   exchange.staleMs = resolution.staleMs;
   if (resolution.outcome === "not-asked") return;
   exchange.resolvedMs = exchange.elapsedMs();
-  if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
+  if (resolution.key !== undefined) exchange.handle = resolution.handle ??= handleOf(resolution.key);
   if (resolution.outcome !== "hit") exchange.logout = gate.logouts.notice(cookie, resolution);
   if (resolution.outcome === "expired") {
     const reason = expiryReason(resolution.life, gate.lifecycle.expiry);

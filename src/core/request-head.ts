@@ -171,6 +171,9 @@ function readField(
       return;
     case "content-length":
       if (head.contentLength !== undefined) throw badRequest("more than one Content-Length");
+      // Beyond this a number is not the one that was written, neither here nor in what is sent on.
+      if (value.length > 15 && Number(value) > Number.MAX_SAFE_INTEGER)
+        throw badRequest("a Content-Length beyond 2^53", 413);
       head.contentLength = value;
       head.kept.push(name, value);
       return;

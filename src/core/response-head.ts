@@ -63,6 +63,7 @@ export class ResponseHeaderRules {
     const head = new ResponseHead();
     let connection: string | undefined;
     let via: string | undefined;
+    let chunked = false;
     for (let i = 0; i < raw.length; i += 2) {
       const name = latin1(raw[i] as Buffer | string);
       const { key, verdict } = this.#judge(name);
@@ -70,14 +71,19 @@ export class ResponseHeaderRules {
       const value = typeof once === "string" ? once : latin1(raw[i + 1] as Buffer | string);
       if (verdict === "keep") head.kept.push(name, value);
       else if (verdict === "content-length") {
+        // As in a request: no number here holds it.
+        if (value.length > 15 && Number(value) > Number.MAX_SAFE_INTEGER)
+          throw new ProxyError("http_protocol_error", "a Content-Length beyond 2^53");
         head.contentLength = value;
         head.kept.push(name, value);
       } else if (verdict === "set-cookie") {
         // The session cookie is not the application's to set.
         if (value.split("=", 1)[0]?.trim() !== this.#sessionCookie) head.kept.push(name, value);
       } else if (verdict === "connection") connection = connection === undefined ? value : `${connection},${value}`;
-      else if (verdict === "transfer-encoding") requireChunked(value);
-      else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
+      else if (verdict === "transfer-encoding") {
+        requireChunked(value, chunked);
+        chunked = true;
+      } else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
       else if (verdict !== "drop") {
         const values = head.commands?.[verdict] ?? [];
         values.push(value);
@@ -118,9 +124,9 @@ function judgeAfresh(name: string): Verdict {
   return COMMAND_BY_NAME.has(folded) || folded.startsWith(INTERNAL_PREFIX) ? "drop" : "keep";
 }
 
-/** Content in another coding would reach the client without its name. */
-function requireChunked(value: string): void {
-  if (value.toLowerCase() !== "chunked")
+/** Content in another coding, or chunked twice (RFC 9112 §7.1), would reach the client without its name. */
+function requireChunked(value: string, before: boolean): void {
+  if (before || value.toLowerCase() !== "chunked")
     throw new ProxyError("http_protocol_error", "a Transfer-Encoding other than chunked");
 }
 
