@@ -1,18 +1,22 @@
-import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
+import { STATUS_CODES } from "node:http";
 import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
+import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import type { Peer } from "./core/peer.ts";
+import { STRICT_TRANSPORT } from "./core/response-head.ts";
 import type { Observer } from "./observe/observer.ts";
 
 /** What Coatcheck says itself, without the application. Never an address of the inside, never a stack trace. */
 
 /** A request and its response, from one connection. */
 export interface Conversation {
-  readonly req: IncomingMessage;
-  readonly res: ServerResponse;
+  readonly req: ClientRequest;
+  readonly res: ClientResponse;
   readonly peer: Peer;
   readonly exchange: Exchange;
+  /** Value of `Strict-Transport-Security`, which every response of this listener has. */
+  readonly strictTransport: string | undefined;
   /** The client waits for 100 (Continue) before it sends the content; false when it was told to. */
   expectsContinue: boolean;
   /** Set while an upstream is at work: called when the client's connection ends, with or without a whole response. */
@@ -35,6 +39,7 @@ const RETRY_AFTER_SECONDS = 5;
 
 const TITLES: Readonly<Record<number, string>> = {
   302: "Sign in first",
+  308: "Only over HTTPS",
   400: "The request cannot be understood",
   401: "Sign in first",
   403: "Not allowed",
@@ -64,7 +69,8 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   const { req, res, exchange } = conversation;
   exchange.status = status;
   exchange.source = "proxy";
-  const unread = exchange.requestHasContent && !req.complete;
+  // In HTTP/2 the rest belongs to this stream alone, which ends with the answer.
+  const unread = exchange.requestHasContent && !req.complete && req.httpVersionMajor === 1;
   const head = ["cache-control", "no-store", ...fields];
   const body = status === 204 ? "" : problemBody(status, error, exchange.traceId);
   if (status !== 204) head.push("content-type", "application/problem+json", "content-length", String(body.length));
@@ -72,6 +78,7 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
   // What follows a message that was not understood may be no message.
   if (unread || error === "http_request_error") head.push("connection", "close");
+  if (conversation.strictTransport !== undefined) head.push(STRICT_TRANSPORT, conversation.strictTransport);
   if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);
   res.writeHead(status, STATUS_CODES[status] ?? "", head);
   if (exchange.method !== "HEAD") exchange.responseBytes = body.length;
@@ -85,7 +92,7 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
  * Sends the whole answer, and reads on for a moment before the connection ends: closing it under what the client still
  * sends would take the answer with it.
  */
-function lingeringEnd(req: IncomingMessage, res: ServerResponse, exchange: Exchange, body: string): void {
+function lingeringEnd(req: ClientRequest, res: ClientResponse, exchange: Exchange, body: string): void {
   exchange.endedMs = exchange.elapsedMs();
   res.write(body);
   const linger = setTimeout(() => res.end(), LINGER_MS);

@@ -1,7 +1,9 @@
 import { X509Certificate } from "node:crypto";
 import { readFile, stat } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
+import type { Config, UpstreamTlsConfig } from "./config/compile.ts";
 import { readProblem } from "./core/file-problems.ts";
+import type { UpstreamTls } from "./upstream/upstream.ts";
 
 /**
  * The certificate of a listener, in files that others renew. They are looked at again and again: notifications of the
@@ -23,6 +25,13 @@ export interface KeyPair {
   readonly notAfter: number;
   /** Of the files before they were read. */
   readonly stamp: string;
+}
+
+export interface TlsMaterial {
+  readonly listen: KeyPair | undefined;
+  readonly admin: KeyPair | undefined;
+  /** By `Route.index`. */
+  readonly upstreams: readonly (UpstreamTls | undefined)[];
 }
 
 export interface CertificateWatch {
@@ -55,11 +64,52 @@ export async function readKeyPair(files: CertificateFiles): Promise<KeyPair> {
 }
 
 /** As `readKeyPair`. @throws Error that begins with the setting, such as `admin.tls`. */
-export async function readConfiguredKeyPair(setting: string, files: CertificateFiles): Promise<KeyPair> {
+async function readConfiguredKeyPair(setting: string, files: CertificateFiles): Promise<KeyPair> {
   try {
     return await readKeyPair(files);
   } catch (error) {
     throw new Error(`${setting}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+  }
+}
+
+/** Certificates of others, PEM. @throws Error that begins with the setting and names the file. */
+async function readCertificates(setting: string, file: string): Promise<Buffer> {
+  try {
+    const pem = await read(file);
+    if (!isCertificate(pem)) throw new Error(`${file} is not a certificate in PEM`);
+    return pem;
+  } catch (error) {
+    throw new Error(`${setting}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+  }
+}
+
+/** What an upstream's TLS needs, from files. @throws Error that begins with the setting and names the file. */
+async function readUpstreamTls(
+  setting: string,
+  { ca, cert, key, serverName }: UpstreamTlsConfig,
+): Promise<UpstreamTls> {
+  const own = cert === undefined || key === undefined ? undefined : await readConfiguredKeyPair(setting, { cert, key });
+  const trusted = ca === undefined ? undefined : await readCertificates(`${setting}.ca`, ca);
+  return { ca: trusted, cert: own?.cert, key: own?.key, serverName };
+}
+
+/** Everything of a configuration that has to do with certificates. @throws Error that names setting and file. */
+export async function readTls({ listen, admin, upstreams }: Config): Promise<TlsMaterial> {
+  return {
+    listen: listen.tls && (await readConfiguredKeyPair("listen.tls", listen.tls)),
+    admin: admin.tls && (await readConfiguredKeyPair("admin.tls", admin.tls)),
+    upstreams: await Promise.all(
+      upstreams.map(({ tls }, index) => tls && readUpstreamTls(`routes[${index}].upstream.tls`, tls)),
+    ),
+  };
+}
+
+function isCertificate(pem: Buffer): boolean {
+  try {
+    new X509Certificate(pem);
+    return true;
+  } catch {
+    return false;
   }
 }
 

@@ -1,8 +1,8 @@
 import type { Server } from "node:http";
-import { Server as TlsServer } from "node:tls";
+import { type SecureContextOptions, Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
 import { createAdmin } from "./admin/admin.ts";
-import { type KeyPair, readConfiguredKeyPair, watchCertificate } from "./certificate.ts";
+import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./certificate.ts";
 import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
@@ -14,12 +14,13 @@ import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { createExplainer } from "./explain/explain.ts";
-import { createListener } from "./listener.ts";
-import { Connections, open, urlOf } from "./listening.ts";
+import { createListener, type ListenerOptions } from "./listener.ts";
+import { Connections, open, portOf, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
 import { Observer, type ReloadResult } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
+import { redirectTo } from "./redirect.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
 import { SessionCookie } from "./session/cookie.ts";
@@ -31,6 +32,7 @@ import { SessionCodec } from "./store/codec.ts";
 import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
+import { listenerTls, secureContext } from "./tls.ts";
 import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 
@@ -51,7 +53,7 @@ export interface GatewayOptions {
 interface GatewayParts {
   readonly observer: Observer;
   readonly plainStore: SessionStore;
-  readonly adminTls: KeyPair | undefined;
+  readonly tls: TlsMaterial;
 }
 
 const STANDARD_OUTPUT = 1;
@@ -74,9 +76,12 @@ export class Gateway {
   readonly #adminConnections: Connections;
   #draining = false;
   #closing: Promise<void> | undefined;
-  #unwatchCertificates: (() => void) | undefined;
+  /** The listener that only redirects to HTTPS. */
+  readonly #redirector: Server | undefined;
+  readonly #redirectorConnections: Connections | undefined;
+  readonly #unwatchCertificates: (() => void)[] = [];
 
-  private constructor(config: Config, { observer, plainStore, adminTls }: GatewayParts, options: GatewayOptions) {
+  private constructor(config: Config, { observer, plainStore, tls }: GatewayParts, options: GatewayOptions) {
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
@@ -96,14 +101,16 @@ export class Gateway {
     );
     this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
     this.#store = store;
-    this.#upstreams = config.upstreams.map((upstream) => new Upstream(upstream));
+    this.#upstreams = config.upstreams.map(
+      (upstream, index) => new Upstream({ ...upstream, tls: tls.upstreams[index] }),
+    );
     this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
     const cookie = new SessionCookie(session.cookie);
     const identity = new IdentityHeaders(config.identityHeaders);
     const gate: Gate = {
       trusted: new TrustedProxies(config.listen.trustedProxies),
       requestRules: new HeaderRules(identity.names),
-      responseRules: new ResponseHeaderRules(session.cookie.name),
+      responseRules: new ResponseHeaderRules(session.cookie.name, config.listen.tls?.strictTransport),
       routes: new RouteTable(routes),
       upstreams: this.#upstreams,
       cookie,
@@ -123,7 +130,15 @@ export class Gateway {
       observer,
       isDraining: () => this.#draining,
     };
-    this.#server = createListener(gate);
+    const listener = createListener(gate, listenerOptions(config, tls));
+    this.#server = listener.server;
+    this.#serverConnections = new Connections(this.#server, listener.closeSessions);
+    const { redirectFrom } = config.listen.tls ?? {};
+    if (redirectFrom !== undefined) {
+      const httpsPort = () => redirectFrom.httpsPort ?? portOf(this.#server);
+      this.#redirector = createListener(gate, { respond: redirectTo(httpsPort) }).server;
+      this.#redirectorConnections = new Connections(this.#redirector);
+    }
     const takeDump = shared(() =>
       takeDumpOf({
         config: () => this.#config,
@@ -142,7 +157,7 @@ export class Gateway {
     });
     this.#admin = createAdmin({
       token: config.admin.token,
-      tls: adminTls,
+      tls: tls.admin,
       observer,
       version: VERSION,
       isDraining: gate.isDraining,
@@ -155,10 +170,15 @@ export class Gateway {
       }),
       takeDump,
     });
-    this.#serverConnections = new Connections(this.#server);
     this.#adminConnections = new Connections(this.#admin);
-    if (adminTls !== undefined && config.admin.tls !== undefined)
-      this.#watchCertificate("admin", this.#admin, config.admin.tls, adminTls, options.certificatePollMs);
+    const { certificatePollMs: pollMs } = options;
+    if (tls.admin !== undefined && config.admin.tls !== undefined)
+      this.#watchCertificate("admin", this.#admin, config.admin.tls, tls.admin, pollMs, (pair) => pair);
+    if (tls.listen !== undefined && config.listen.tls !== undefined) {
+      const { minVersion } = config.listen.tls;
+      const context = (pair: KeyPair) => secureContext(minVersion, pair);
+      this.#watchCertificate("listen", this.#server, config.listen.tls, tls.listen, pollMs, context);
+    }
   }
 
   /**
@@ -168,7 +188,7 @@ export class Gateway {
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
-    const adminTls = config.admin.tls && (await readConfiguredKeyPair("admin.tls", config.admin.tls));
+    const tls = await readTls(config);
     const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
@@ -181,7 +201,7 @@ export class Gateway {
       const plainStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, adminTls }, options);
+      return new Gateway(config, { observer, plainStore, tls }, options);
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -204,18 +224,21 @@ export class Gateway {
     try {
       await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
+      if (this.#redirector !== undefined && listen.tls?.redirectFrom !== undefined)
+        await open(this.#redirector, { ...listen, ...listen.tls.redirectFrom }, "listen.tls.redirectFrom");
     } catch (error) {
       await this.#release();
       throw error;
     }
-    for (const server of [this.#admin, this.#server]) {
-      server.on("error", (error) => this.observer.log.unexpected(error));
+    for (const server of [this.#admin, this.#server, this.#redirector]) {
+      server?.on("error", (error) => this.observer.log.unexpected(error));
     }
     await this.#store.check();
     this.#census.begin();
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
       url: this.url,
+      ...(this.redirectUrl !== undefined && { redirect: this.redirectUrl }),
       admin: this.adminUrl,
       store: this.#store.kind,
     });
@@ -228,6 +251,11 @@ export class Gateway {
 
   get adminUrl(): string {
     return urlOf(this.#admin);
+  }
+
+  /** Of the listener that only redirects to HTTPS, if there is one. */
+  get redirectUrl(): string | undefined {
+    return this.#redirector && urlOf(this.#redirector);
   }
 
   /** Writes a dump into `observe.dumps.folder`. What became of it is in the log: `dump.written`, `.refused` or `.failed`. */
@@ -279,7 +307,7 @@ export class Gateway {
       timeout_s: timeoutMs / 1000,
     });
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
-    await this.#serverConnections.drain(timeoutMs);
+    await Promise.all([this.#serverConnections.drain(timeoutMs), this.#redirectorConnections?.drain(timeoutMs)]);
     this.observer.log.event("info", "gateway.stopped", "stopped");
     await this.#release();
   }
@@ -291,15 +319,16 @@ export class Gateway {
     files: NonNullable<Config["admin"]["tls"]>,
     pair: KeyPair,
     pollMs: number | undefined,
+    contextOf: (pair: KeyPair) => SecureContextOptions,
   ): void {
     const { metrics, log } = this.observer;
     metrics.certificate(listener, pair.notAfter);
-    this.#unwatchCertificates = watchCertificate({
+    const unwatch = watchCertificate({
       files,
       pair,
       pollMs,
       onReplaced: (renewed) => {
-        if (server instanceof TlsServer) server.setSecureContext(renewed);
+        if (server instanceof TlsServer) server.setSecureContext(contextOf(renewed));
         metrics.certificate(listener, renewed.notAfter);
         const fields = { listener, not_after: new Date(renewed.notAfter).toISOString() };
         log.event("info", "certificate.replaced", "a renewed certificate is in use", fields);
@@ -310,12 +339,13 @@ export class Gateway {
           problem,
         }),
     });
+    this.#unwatchCertificates.push(unwatch);
   }
 
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
-    this.#unwatchCertificates?.();
-    await this.#serverConnections.drain(0);
+    for (const unwatch of this.#unwatchCertificates) unwatch();
+    await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
     await this.#toucher.flush();
     await this.#census.end();
@@ -323,6 +353,12 @@ export class Gateway {
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
   }
+}
+
+function listenerOptions({ listen }: Config, { listen: pair }: TlsMaterial): ListenerOptions {
+  if (listen.tls === undefined || pair === undefined) return {};
+  const { minVersion, http2, strictTransport } = listen.tls;
+  return { tls: { options: listenerTls(minVersion, http2, pair), http2 }, strictTransport };
 }
 
 /**

@@ -1,11 +1,26 @@
-import { createServer, IncomingMessage, type Server, type ServerOptions, type ServerResponse } from "node:http";
+import {
+  createServer,
+  type IncomingMessage,
+  METHODS,
+  type Server,
+  type ServerOptions,
+  type ServerResponse,
+} from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
-import { type Conversation, LINGER_MS, problemBody } from "./answers.ts";
+import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
+import { type Conversation, fail, LINGER_MS, problemBody } from "./answers.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
+import { badRequest, type ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
+import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
-import { describePeer, type Peer } from "./core/peer.ts";
+import type { ClientRequest, ClientResponse } from "./core/messages.ts";
+import { describePeer, type Encryption, type Peer } from "./core/peer.ts";
+import { STRICT_TRANSPORT } from "./core/response-head.ts";
 import { newSpanId, newTraceId } from "./core/trace-context.ts";
+import type { Http2Request } from "./http2-messages.ts";
+import { Http2Sessions } from "./http2-sessions.ts";
 import { type Gate, handle } from "./pipeline.ts";
 
 /** Octets of a request head, and of a request line; larger ones get 431 and 414. */
@@ -23,6 +38,8 @@ const CLIENT_IDLE_TIMEOUT_MS = 60_000;
 /** What is going on on one connection. */
 interface Connection {
   readonly peer: Peer;
+  /** Value of `Strict-Transport-Security`, if any. */
+  readonly strictTransport: string | undefined;
   /** Requests that were started and whose response is not out. */
   readonly running: Set<Conversation>;
   /** Pipelined requests whose turn has not come. */
@@ -46,22 +63,72 @@ export const HTTP_OPTIONS: ServerOptions = {
 
 export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
 
+/** Those that node reads in HTTP/1.1. */
+const KNOWN_METHODS: ReadonlySet<string> = new Set(METHODS);
+
+export interface ListenerOptions {
+  /** Absent: no TLS. */
+  readonly tls?: { readonly options: TlsOptions; readonly http2: boolean };
+  /** `Strict-Transport-Security` of every response. */
+  readonly strictTransport?: string | undefined;
+  /** What becomes of a request; by default the way of `pipeline.ts`. */
+  readonly respond?: (gate: Gate, conversation: Conversation) => Promise<void>;
+}
+
+export interface Listener {
+  readonly server: Server;
+  /** Tells clients of HTTP/2 to go; in HTTP/1.1, node closes what is idle. */
+  readonly closeSessions: () => void;
+}
 const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
 
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
-export function createListener(gate: Gate): Server {
+export function createListener(gate: Gate, options: ListenerOptions = {}): Listener {
+  const { tls, strictTransport, respond = handle } = options;
   const connections = new WeakMap<Socket, Connection>();
-  const server = createServer(HTTP_OPTIONS);
+  const server = tls === undefined ? createServer(HTTP_OPTIONS) : createTlsServer({ ...HTTP_OPTIONS, ...tls.options });
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
 
   const connectionOf = (socket: Socket): Connection => {
     let connection = connections.get(socket);
     if (connection === undefined) {
-      const peer = describePeer(socket.remoteAddress, "encrypted" in socket, gate.trusted);
-      connection = { peer, running: new Set(), waiting: 0, refusal: undefined };
+      const peer = describePeer(socket.remoteAddress, encryptionOf(socket), gate.trusted);
+      connection = { peer, strictTransport, running: new Set(), waiting: 0, refusal: undefined };
       connections.set(socket, connection);
     }
     return connection;
+  };
+
+  const begin = (
+    socket: Socket,
+    req: ClientRequest,
+    res: ClientResponse,
+    httpVersion: string,
+    expectsContinue: boolean,
+  ): Conversation => {
+    const connection = connectionOf(socket);
+    const exchange = openExchange(gate, req.method ?? "", httpVersion, connection.peer);
+    const conversation: Conversation = {
+      req,
+      res,
+      peer: connection.peer,
+      exchange,
+      strictTransport,
+      expectsContinue,
+    };
+    connection.running.add(conversation);
+    res.once("close", () => {
+      connection.running.delete(conversation);
+      conversation.onClose?.();
+      closeExchange(gate, exchange, res.writableFinished);
+      if (connection.refusal !== undefined && connection.running.size === 0)
+        refuse(gate, socket, connection, connection.refusal);
+    });
+    return conversation;
+  };
+
+  const run = (conversation: Conversation): void => {
+    respond(gate, conversation).catch((error: unknown) => gate.observer.log.unexpected(error, conversation.exchange));
   };
 
   const start = (req: IncomingMessage, res: ServerResponse, expectsContinue: boolean): void => {
@@ -81,22 +148,36 @@ export function createListener(gate: Gate): Server {
       return;
     }
     // llhttp reads a line without a version as HTTP/0.9, and one of HTTP/2.0 like any other.
-    if (req.httpVersionMajor !== 1 && req instanceof IncomingMessage) {
+    if (req.httpVersionMajor !== 1) {
       refuse(gate, req.socket, connection, VERSION_REFUSAL);
       return;
     }
-    const exchange = openExchange(gate, req.method ?? "", versionOf(req), connection.peer);
-    const conversation: Conversation = { req, res, peer: connection.peer, exchange, expectsContinue };
-    connection.running.add(conversation);
-    res.once("close", () => {
-      connection.running.delete(conversation);
-      conversation.onClose?.();
-      closeExchange(gate, exchange, res.writableFinished);
-      if (connection.refusal !== undefined && connection.running.size === 0)
-        refuse(gate, req.socket, connection, connection.refusal);
-    });
-    handle(gate, conversation).catch((error: unknown) => gate.observer.log.unexpected(error, exchange));
+    run(begin(req.socket, req, res, versionOf(req), expectsContinue));
   };
+
+  const http2 = new Http2Sessions({
+    maxHeadBytes: MAX_HEAD_BYTES,
+    onRequest: (socket, req, res) => {
+      const conversation = begin(socket, req, res, "2", req.expectsContinue);
+      const problem = http2Problem(req);
+      if (problem === undefined) run(conversation);
+      else fail(conversation, problem, gate.observer);
+    },
+    isDraining: gate.isDraining,
+    onRefused: (socket, refusal) => record(gate, connectionOf(socket), "2", refusal),
+  });
+  if (server instanceof TlsServer) {
+    // Node's own, which reads HTTP/1.1 from every connection.
+    const [serveHttp1] = server.listeners("secureConnection");
+    server.removeAllListeners("secureConnection");
+    server.on("secureConnection", (socket: TLSSocket) => {
+      if (socket.alpnProtocol === "h2") http2.accept(socket);
+      else serveHttp1?.call(server, socket);
+    });
+    server.on("tlsClientError", (error: ClientError) =>
+      gate.observer.metrics.handshakeFailed(handshakeFailure(error.code)),
+    );
+  }
 
   server.timeout = CLIENT_IDLE_TIMEOUT_MS;
   server.on("timeout", (socket: Socket) => {
@@ -136,10 +217,25 @@ export function createListener(gate: Gate): Server {
       current.exchange.fail("http_request_error", refusal.message);
       current.exchange.status = refusal.status;
       current.onClose?.();
-      writeRefusal(socket, refusal, current.exchange.traceId);
+      writeRefusal(socket, refusal, current.exchange.traceId, strictTransport);
     }
   });
-  return server;
+  return { server, closeSessions: () => http2.close() };
+}
+
+/** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */
+function http2Problem({ method, scheme }: Http2Request): ProxyError | undefined {
+  if (method === "CONNECT") return badRequest(CONNECT_REFUSAL.message, CONNECT_REFUSAL.status);
+  if (!KNOWN_METHODS.has(method)) return badRequest("an unknown method", 501);
+  // Another scheme is about another resource, which this connection cannot speak for (RFC 9110 §4.3.3).
+  if (scheme !== "https") return badRequest("a :scheme other than https over TLS");
+  return undefined;
+}
+
+function encryptionOf(socket: Socket): Encryption | undefined {
+  if (!(socket instanceof TLSSocket)) return undefined;
+  const cipher = socket.getCipher();
+  return { version: (socket.getProtocol() ?? "").replace("TLSv", ""), cipher: cipher?.standardName ?? "" };
 }
 
 /** Nearly always the same text: node makes a new one for each request, and records would keep it. */
@@ -157,6 +253,7 @@ function openExchange(gate: Gate, method: string, httpVersion: string, peer: Pee
   });
   exchange.scheme = peer.scheme;
   exchange.connectionScheme = peer.scheme;
+  exchange.tls = peer.tls;
   exchange.clientAddress = peer.address;
   gate.observer.started(exchange);
   return exchange;
@@ -184,27 +281,32 @@ function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Ref
   const exchange = openExchange(gate, "", "1.1", connection.peer);
   exchange.status = refusal.status;
   exchange.fail("http_request_error", refusal.message);
-  writeRefusal(socket, refusal, exchange.traceId);
+  writeRefusal(socket, refusal, exchange.traceId, connection.strictTransport);
   closeExchange(gate, exchange, true);
 }
 
 /** Ends a connection on which too much waits: it would cost memory without an end. There is no place for an answer. */
 function refuseFlood(gate: Gate, socket: Socket, connection: Connection): void {
   if (socket.destroyed) return;
-  const exchange = openExchange(gate, "", "1.1", connection.peer);
-  exchange.status = 429;
-  exchange.fail("http_request_error", "too many pipelined requests");
-  closeExchange(gate, exchange, true);
+  record(gate, connection, "1.1", { status: 429, message: "too many pipelined requests" });
   socket.destroy();
 }
 
+/** What never became a request has a record too. */
+function record(gate: Gate, { peer }: Connection, httpVersion: string, { status, message }: Refusal): void {
+  const exchange = openExchange(gate, "", httpVersion, peer);
+  exchange.status = status;
+  exchange.fail("http_request_error", message);
+  closeExchange(gate, exchange, true);
+}
+
 /** Says why, and closes; a client that keeps its side open is not waited for. */
-function writeRefusal(socket: Socket, { status }: Refusal, traceId: string): void {
+function writeRefusal(socket: Socket, { status }: Refusal, traceId: string, strictTransport: string | undefined): void {
   const body = problemBody(status, "http_request_error", traceId);
   socket.end(
     `HTTP/1.1 ${status} Refused\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
       `content-length: ${body.length}\r\nproxy-status: coatcheck; error=http_request_error\r\ncache-control: no-store\r\n` +
-      `connection: close\r\n\r\n${body}`,
+      `${strictTransport === undefined ? "" : `${STRICT_TRANSPORT}: ${strictTransport}\r\n`}connection: close\r\n\r\n${body}`,
   );
   socket.resume();
   const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();

@@ -15,7 +15,7 @@ export class ListenError extends Error {
 export function open(
   server: Server,
   { host, port }: { host: string; port: number },
-  setting: "listen" | "admin",
+  setting: "listen" | "listen.tls.redirectFrom" | "admin",
 ): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once("error", (error: NodeJS.ErrnoException) => {
@@ -37,9 +37,12 @@ export function open(
 export class Connections {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  readonly #closeSessions: () => void;
 
-  constructor(server: Server) {
+  /** @param closeSessions tells clients on connections that are not node's to close that they are to go. */
+  constructor(server: Server, closeSessions = () => {}) {
     this.#server = server;
+    this.#closeSessions = closeSessions;
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
@@ -58,6 +61,7 @@ export class Connections {
       const deadline = setTimeout(() => {
         for (const socket of this.#sockets) socket.destroy();
       }, timeoutMs);
+      this.#closeSessions();
       const idle = setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
       // Also called, with an error that does not matter, when the server was not listening.
       this.#server.close(() => {
@@ -67,6 +71,10 @@ export class Connections {
       });
     });
   }
+}
+
+export function portOf(server: Server): number {
+  return (server.address() as AddressInfo).port;
 }
 
 /** A URL by a name that works on this machine. */

@@ -178,7 +178,11 @@ async function storeWithTroubles(t: Teardown): Promise<Line[]> {
 async function renewedCertificates(t: Teardown): Promise<Line[]> {
   const folder = await temporaryFolder(t);
   const tls = makeCertificate(folder, "used");
-  const gateway = await startGateway(t, { admin: { port: 0, tls } }, { certificatePollMs: 20 });
+  const gateway = await startGateway(
+    t,
+    { admin: { port: 0, tls }, listen: { host: "127.0.0.1", port: 0, tls: { ...tls, redirectFrom: 0 } } },
+    { certificatePollMs: 20 },
+  );
   makeCertificate(folder, "used");
   await eventually("replaced", () => events(gateway, "certificate.replaced").at(0));
   makeCertificate(folder, "used", { days: -1 });

@@ -126,8 +126,9 @@ async function eventful(t: Parameters<typeof startApp>[0]) {
     headers: { "x-user-id": "1" },
   });
   await ask(gateway.url, { headers: { cookie: cookiePair(reply.setCookie[0]) } });
-  // The listener of this gateway has no TLS; admin-tls.test.ts sees a real one.
+  // The listeners of this gateway have no TLS; admin-tls.test.ts and tls.test.ts see real ones.
   gateway.gateway.observer.metrics.certificate("admin", Date.now());
+  gateway.gateway.observer.metrics.handshakeFailed("alert");
   await redis.kill();
   for (let i = 0; i < 5; i++) await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"1"}}' });
   return gateway;

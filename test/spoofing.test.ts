@@ -196,8 +196,16 @@ t.test("a trusted proxy is believed: client address from the right, scheme, host
 
 t.test("addresses as sockets report them: mapped IPv4, zones", async (t) => {
   const trusted = new TrustedProxies(["10.0.0.0/8", "fe80::/10"]);
-  t.match(describePeer("::ffff:10.1.2.3", false, trusted), { address: "10.1.2.3", node: "10.1.2.3", trusted: true });
-  t.match(describePeer("fe80::1%eth0", false, trusted), { address: "fe80::1", node: '"[fe80::1]"', trusted: true });
-  t.match(describePeer("2001:db8::1", true, trusted), { node: '"[2001:db8::1]"', trusted: false, scheme: "https" });
-  t.match(describePeer(undefined, false, trusted), { address: "", node: "unknown", trusted: false });
+  t.match(describePeer("::ffff:10.1.2.3", undefined, trusted), {
+    address: "10.1.2.3",
+    node: "10.1.2.3",
+    trusted: true,
+  });
+  t.match(describePeer("fe80::1%eth0", undefined, trusted), { address: "fe80::1", node: '"[fe80::1]"', trusted: true });
+  t.match(describePeer("2001:db8::1", { version: "1.3", cipher: "" }, trusted), {
+    node: '"[2001:db8::1]"',
+    trusted: false,
+    scheme: "https",
+  });
+  t.match(describePeer(undefined, undefined, trusted), { address: "", node: "unknown", trusted: false });
 });

@@ -237,6 +237,18 @@ const whatRuns: Row = {
       ],
     }),
     series({
+      title: "Failed TLS handshakes",
+      about:
+        "With browsers, by reason. `closed` and `not_tls` are mostly scans; many of `alert` after a renewal: the new certificate is not trusted.",
+      unit: "cps",
+      queries: [
+        {
+          expr: `sum by (reason) (rate(${of("coatcheck_tls_handshake_failures_total")}[$__rate_interval]))`,
+          legend: "{{reason}}",
+        },
+      ],
+    }),
+    series({
       title: "Users and sessions under watch",
       about: "Each request of theirs is traced and recorded in full. They end by themselves.",
       unit: "short",

@@ -49,6 +49,13 @@ const RECORD = z.strictObject({
     host: z.string(),
     path: z.string().describe("Without the query."),
     httpVersion: z.string(),
+    tls: z
+      .strictObject({
+        version: z.string().describe("Such as `1.3`."),
+        cipher: z.string().describe("By its IANA name."),
+      })
+      .optional()
+      .describe("Of the connection to the gateway; absent: it is not encrypted."),
     client: z.string(),
     bytes: z.int(),
   }),

@@ -1,5 +1,5 @@
 import { stringify } from "yaml";
-import { readConfiguredKeyPair } from "../certificate.ts";
+import { readTls } from "../certificate.ts";
 import type { Config } from "../config/compile.ts";
 import { maskUrl } from "../config/fields.ts";
 import { type Environment, loadConfigFile } from "../config/load.ts";
@@ -22,7 +22,7 @@ export async function check(args: readonly string[], environment: Environment): 
   if (positionals.length > 0) throw new UsageError(`unexpected "${positionals.join(" ")}"`);
   if (values.config === undefined) throw new UsageError("check needs --config FILE");
   const { settings, config } = loadConfigFile(values.config, environment);
-  if (config.admin.tls !== undefined) await readConfiguredKeyPair("admin.tls", config.admin.tls);
+  await readTls(config);
   if (!values.store) return print(stringify(maskSettings(settings)));
   const store = await openConfigured(config.store, config);
   try {

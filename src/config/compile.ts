@@ -13,13 +13,39 @@ export interface UpstreamConfig {
   readonly connectTimeoutMs: number;
   readonly firstByteTimeoutMs: number;
   readonly idleTimeoutMs: number;
+  /** Paths of files, and a name. */
+  readonly tls: UpstreamTlsConfig | undefined;
+}
+
+export interface UpstreamTlsConfig {
+  readonly ca: string | undefined;
+  readonly cert: string | undefined;
+  readonly key: string | undefined;
+  readonly serverName: string | undefined;
+}
+
+export interface ListenTlsConfig {
+  /** Paths of files. */
+  readonly cert: string;
+  readonly key: string;
+  readonly minVersion: "1.2" | "1.3";
+  readonly http2: boolean;
+  /** `httpsPort`: where clients are sent to; absent: to the port of the listener. */
+  readonly redirectFrom: { readonly port: number; readonly httpsPort: number | undefined } | undefined;
+  /** Value of `Strict-Transport-Security`. */
+  readonly strictTransport: string | undefined;
 }
 
 /** What the code works with: made once, frozen, times in milliseconds. */
 export interface Config {
   /** What this was made from, in the words of the file, with secrets: two configurations are compared by it. */
   readonly settings: Settings;
-  readonly listen: { readonly host: string; readonly port: number; readonly trustedProxies: readonly string[] };
+  readonly listen: {
+    readonly host: string;
+    readonly port: number;
+    readonly trustedProxies: readonly string[];
+    readonly tls: ListenTlsConfig | undefined;
+  };
   readonly admin: {
     readonly host: string;
     readonly port: number;
@@ -72,7 +98,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
   const ephemeralSecret = cookie.secrets.length === 0;
   return deepFreeze({
     settings,
-    listen,
+    listen: { ...listen, tls: listen.tls && compileListenTls(listen.tls) },
     admin: { host: admin.host, port: admin.port, token: admin.token, tls: admin.tls },
     store: settings.store,
     session: {
@@ -103,6 +129,12 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       connectTimeoutMs: ms(upstream.timeouts.connect),
       firstByteTimeoutMs: ms(upstream.timeouts.firstByte),
       idleTimeoutMs: ms(upstream.timeouts.idle),
+      tls: upstream.tls && {
+        ca: upstream.tls.ca,
+        cert: upstream.tls.cert,
+        key: upstream.tls.key,
+        serverName: upstream.tls.serverName,
+      },
     })),
     observe: {
       log: observe.log,
@@ -118,6 +150,19 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });
+}
+
+function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["listen"]["tls"]>): ListenTlsConfig {
+  const strictTransport = hsts && [
+    `max-age=${Math.floor(ms(hsts.maxAge) / 1000)}`,
+    ...(hsts.includeSubDomains ? ["includeSubDomains"] : []),
+    ...(hsts.preload ? ["preload"] : []),
+  ];
+  return {
+    ...tls,
+    redirectFrom: redirectFrom && { port: redirectFrom.port, httpsPort: redirectFrom.httpsPort },
+    strictTransport: strictTransport?.join("; "),
+  };
 }
 
 function compileRoute(route: Settings["routes"][number], index: number): Route {

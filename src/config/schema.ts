@@ -24,14 +24,67 @@ import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, quoted, secret,
 
 const LOOPBACK = new Set(["127.0.0.1", "::1", "localhost"]);
 
+const keyPair = {
+  cert: z.string().min(1).describe("File with the certificate and the chain above it, PEM."),
+  key: z.string().min(1).describe("File with its private key, PEM, without a passphrase."),
+};
+
+/** What browsers' preload lists demand: https://hstspreload.org. */
+const PRELOAD_MIN_AGE = "365d";
+
+const listenTls = z
+  .strictObject({
+    ...keyPair,
+    minVersion: z
+      .preprocess((value) => (typeof value === "number" ? value.toFixed(1) : value), z.enum(["1.2", "1.3"]))
+      .default("1.2")
+      .describe("The oldest version of TLS that clients may speak: `1.2` or `1.3`."),
+    http2: z.boolean().default(true).describe("Whether clients may choose HTTP/2."),
+    redirectFrom: z
+      .preprocess(
+        (value) => (typeof value === "object" ? value : { port: value }),
+        z.strictObject({ port: whole(0, 65535), httpsPort: whole(1, 65535).optional() }),
+      )
+      .optional()
+      .describe(
+        "A port on which HTTP is answered with a redirect (308) to HTTPS, and nothing is forwarded. `{ port: 8080, httpsPort: 443 }` where clients reach this listener by another port than `listen.port`.",
+      ),
+    hsts: z
+      .strictObject({
+        maxAge: duration({ min: "0s", max: "3650d" }).describe(
+          "How long browsers insist on HTTPS, from each response on. `0s` makes them forget it.",
+        ),
+        includeSubDomains: z.boolean().default(false).describe("Whether on all names below the host as well."),
+        preload: z
+          .boolean()
+          .default(false)
+          .describe("Whether browsers may have the host in a list that they come with."),
+      })
+      .refine(
+        ({ maxAge, includeSubDomains, preload }) =>
+          !preload || (includeSubDomains && (parseDuration(maxAge) ?? 0) >= (parseDuration(PRELOAD_MIN_AGE) as number)),
+        { path: ["preload"], error: `needs includeSubDomains, and a maxAge of at least ${PRELOAD_MIN_AGE}` },
+      )
+      .optional()
+      .describe(
+        "`Strict-Transport-Security` on every response, in place of the application's own. Begin with a short `maxAge`: browsers keep to it, whatever happens.",
+      ),
+  })
+  .describe("HTTPS instead of HTTP; [docs/tls.md](tls.md). The files are read again when they have changed.");
+
 const listen = z
   .strictObject({
     host: z.string().min(1).default("0.0.0.0").describe("Address to listen on."),
     port: whole(0, 65535).default(8080).describe("Port to listen on; 0 takes any free one."),
+    tls: listenTls.optional(),
     trustedProxies: z
       .array(z.string().refine(isCidr, { error: 'must be an address or a CIDR block such as "10.0.0.0/8"' }))
       .default([])
       .describe("CIDR blocks whose `X-Forwarded-*`, `traceparent` and `baggage` are believed. Nobody by default."),
+  })
+  .refine(({ port, tls }) => port === 0 || tls?.redirectFrom?.port !== port, {
+    path: ["tls", "redirectFrom"],
+    error: "must be another port than listen.port",
   })
   .prefault({})
   .describe("The listener that browsers reach.");
@@ -45,10 +98,7 @@ const admin = z
       .optional()
       .describe("Bearer token for everything but `/livez` and `/readyz`. Required when `host` is not loopback."),
     tls: z
-      .strictObject({
-        cert: z.string().min(1).describe("File with the certificate and the chain above it, PEM."),
-        key: z.string().min(1).describe("File with its private key, PEM, without a passphrase."),
-      })
+      .strictObject(keyPair)
       .optional()
       .describe(
         "HTTPS instead of HTTP. Files are relative to the working directory, and are read again when they have changed.",
@@ -245,9 +295,35 @@ const upstreamUrl = url(["http://", "https://"], "http://10.0.0.5:3000").refine(
   { error: "must be scheme, host and port only: requests go upstream with the path that they came with" },
 );
 
-const upstream = z.preprocess(
-  (value) => (typeof value === "string" ? { targets: [value] } : Array.isArray(value) ? { targets: value } : value),
-  z.strictObject({
+const upstreamTls = z
+  .strictObject({
+    ca: z
+      .string()
+      .min(1)
+      .optional()
+      .describe("File with the certificates to trust, PEM; absent: the public authorities that Node knows."),
+    cert: z
+      .string()
+      .min(1)
+      .optional()
+      .describe("File with a certificate of our own, PEM, for a target that asks for one."),
+    key: z.string().min(1).optional().describe("File with its private key, PEM, without a passphrase."),
+    serverName: hostname
+      .optional()
+      .describe(
+        "The name to ask for (SNI), which has to be in the target's certificate; absent: the host of the target.",
+      ),
+  })
+  .superRefine(({ cert, key }, context) => {
+    if ((cert === undefined) === (key === undefined)) return;
+    const [there, missing] = cert === undefined ? ["key", "cert"] : ["cert", "key"];
+    context.addIssue({ code: "custom", path: [missing], message: `is missing: ${there} is of no use without it` });
+  })
+  .optional()
+  .describe("How a target with `https://` is spoken to. Its certificate is always verified.");
+
+const upstreamSettings = z
+  .strictObject({
     targets: z
       .array(upstreamUrl)
       .length(1, { error: "exactly one target is supported in this version" })
@@ -263,7 +339,16 @@ const upstream = z.preprocess(
           .describe("Between two pieces of a request's or a response's content."),
       })
       .prefault({}),
-  }),
+    tls: upstreamTls,
+  })
+  .refine(({ targets, tls }) => tls === undefined || !targets.some((target) => target.startsWith("http:")), {
+    path: ["tls"],
+    error: "has no meaning for a target with http://",
+  });
+
+const upstream = z.preprocess(
+  (value) => (typeof value === "string" ? { targets: [value] } : Array.isArray(value) ? { targets: value } : value),
+  upstreamSettings,
 );
 
 /** Names that would reach into the object machinery instead of the session. */
@@ -287,7 +372,7 @@ const route = z
       })
       .prefault({})
       .describe("Which requests; the most specific host wins, then the longest path."),
-    upstream: upstream.describe("A URL, or `{ targets: [URL], timeouts: {…} }`."),
+    upstream: upstream.describe("A URL, or `{ targets: [URL], timeouts: {…}, tls: {…} }`."),
     session: z
       .enum(["required", "optional", "none"])
       .default("required")

@@ -17,6 +17,7 @@ const STATUS_BY_CODE = {
   connection_limit_reached: 503,
   tls_protocol_error: 502,
   tls_certificate_error: 502,
+  tls_alert_received: 502,
   http_request_error: 400,
   http_request_denied: 403,
   http_response_incomplete: 502,

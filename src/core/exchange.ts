@@ -2,6 +2,7 @@ import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
 import { ownCopy, pieceOf } from "./own-copy.ts";
+import type { Encryption } from "./peer.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
 import type { StoreCommand } from "./store.ts";
@@ -114,6 +115,8 @@ export class Exchange {
   scheme: "http" | "https" = "http";
   /** Of the connection to the gateway. */
   connectionScheme: "http" | "https" = "http";
+  /** Of the connection to the gateway; absent: it is not encrypted. */
+  tls: Encryption | undefined = undefined;
   clientAddress = "";
   /** Whether content follows the request head; until that is read, it may. */
   requestHasContent = true;
@@ -285,6 +288,7 @@ export class Exchange {
     this.host = other.host;
     this.scheme = other.scheme;
     this.connectionScheme = other.connectionScheme;
+    this.tls = other.tls;
     this.clientAddress = other.clientAddress;
     this.requestHasContent = other.requestHasContent;
     this.requestBytes = other.requestBytes;

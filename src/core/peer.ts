@@ -27,6 +27,14 @@ export class TrustedProxies {
   }
 }
 
+/** How a connection is encrypted. */
+export interface Encryption {
+  /** Such as `1.3`. */
+  readonly version: string;
+  /** By its IANA name, such as `TLS_AES_128_GCM_SHA256`. */
+  readonly cipher: string;
+}
+
 /** What is known of the other end of a connection; made once a connection, not once a request. */
 export interface Peer {
   readonly address: string;
@@ -34,15 +42,22 @@ export interface Peer {
   readonly node: string;
   readonly trusted: boolean;
   readonly scheme: "http" | "https";
+  /** Absent: the connection is not encrypted. */
+  readonly tls: Encryption | undefined;
 }
 
-export function describePeer(remoteAddress: string | undefined, encrypted: boolean, trusted: TrustedProxies): Peer {
+export function describePeer(
+  remoteAddress: string | undefined,
+  tls: Encryption | undefined,
+  trusted: TrustedProxies,
+): Peer {
   const address = plainAddress(remoteAddress ?? "");
   return {
     address,
     node: nodeIdentifier(address),
     trusted: trusted.includes(address),
-    scheme: encrypted ? "https" : "http",
+    scheme: tls === undefined ? "http" : "https",
+    tls,
   };
 }
 

@@ -23,6 +23,8 @@ export type ParsedHeaders = Readonly<Record<string, string | readonly string[] |
 
 const REMEMBERED_NAMES = 1024;
 
+export const STRICT_TRANSPORT = "strict-transport-security";
+
 /** The header section of an upstream's response: what goes to the client, and what it commands. */
 export class ResponseHead {
   /** Names and values in turn. `Set-Cookie` fields stay separate. */
@@ -41,11 +43,16 @@ const COMMAND_BY_NAME: ReadonlyMap<string, WriteBackCommand> = new Map([
 /** Reads and cleans response headers; the verdict on a name is remembered, as in `HeaderRules`. */
 export class ResponseHeaderRules {
   readonly #sessionCookie: string;
+  readonly #strictTransport: string | undefined;
   readonly #judged = new Map<string, Judged>();
 
-  /** @param sessionCookie name of the session cookie. */
-  constructor(sessionCookie: string) {
+  /**
+   * @param sessionCookie name of the session cookie.
+   * @param strictTransport value of `Strict-Transport-Security` in place of the upstream's own.
+   */
+  constructor(sessionCookie: string, strictTransport?: string) {
     this.#sessionCookie = sessionCookie;
+    this.#strictTransport = strictTransport;
   }
 
   /**
@@ -85,6 +92,7 @@ export class ResponseHeaderRules {
     }
     head.kept.push("via", via === undefined ? "1.1 coatcheck" : `${via}, 1.1 coatcheck`);
     if (connection !== undefined) removeListed(head.kept, connection);
+    if (this.#strictTransport !== undefined) head.kept.push(STRICT_TRANSPORT, this.#strictTransport);
     return head;
   }
 
@@ -92,7 +100,8 @@ export class ResponseHeaderRules {
     const known = this.#judged.get(name);
     if (known !== undefined) return known;
     const key = name.toLowerCase();
-    const judged = { key, verdict: judgeAfresh(key) };
+    const replaced = key === STRICT_TRANSPORT && this.#strictTransport !== undefined;
+    const judged: Judged = { key, verdict: replaced ? "drop" : judgeAfresh(key) };
     if (this.#judged.size < REMEMBERED_NAMES && name.length <= 64) this.#judged.set(name, judged);
     return judged;
   }

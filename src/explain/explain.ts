@@ -132,7 +132,7 @@ class Replay {
     this.#facts = facts;
     this.#parsed = parsed;
     this.#client = client;
-    this.#peer = describePeer(client, false, gate.trusted);
+    this.#peer = describePeer(client, undefined, gate.trusted);
     const { method, httpVersion } = parsed;
     const ids = { traceId: newTraceId(), spanId: newSpanId() };
     this.#exchange = new NotedExchange({ method, methodLabel: methodLabel(method), httpVersion, ...ids });

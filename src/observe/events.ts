@@ -293,6 +293,7 @@ export const EVENTS = {
     fields: {
       version: "Of Coatcheck.",
       url: "Where browsers reach it.",
+      "redirect?": "Where they are redirected from to HTTPS, if anywhere.",
       admin: "Where operators reach it.",
       store: "Kind of the session store.",
     },

@@ -1,5 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchange.ts";
+import type { HandshakeFailure } from "../core/handshake-failure.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
@@ -54,6 +55,7 @@ export class Metrics {
   readonly #lastReloadTimestamp = this.#gauge("coatcheck_config_last_reload_timestamp_seconds");
   readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
   readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
+  readonly #handshakeFailures = this.#counter("coatcheck_tls_handshake_failures_total");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
@@ -261,6 +263,10 @@ export class Metrics {
   /** @param notAfter until when it is valid, milliseconds since the epoch. */
   certificate(listener: string, notAfter: number): void {
     this.#certificateNotAfter.set({ listener }, notAfter / 1000);
+  }
+
+  handshakeFailed(reason: HandshakeFailure): void {
+    this.#handshakeFailures.inc({ reason });
   }
 
   spansDropped(count: number): void {

@@ -239,6 +239,13 @@ export const METRICS = {
     advice:
       "Renew it before: new files are taken up within half a minute. Renewed, and still near its end: see `certificate.refused` in the log.",
   },
+  coatcheck_tls_handshake_failures_total: {
+    type: "counter",
+    help: "TLS handshakes with clients that failed, by reason.",
+    labels: ["reason"],
+    advice:
+      "`closed` and `not_tls` are mostly port scans and health checks. `alert`: clients refuse the certificate, which may have expired or lack its chain. `version` and `cipher`: clients that are too old for `listen.tls.minVersion`.",
+  },
   coatcheck_spans_dropped_total: {
     type: "counter",
     help: "Spans that did not reach the collector.",
@@ -283,6 +290,8 @@ export const ATTRIBUTES = {
   host: "server.address",
   client: "client.address",
   protocolVersion: "network.protocol.version",
+  tlsVersion: "tls.protocol.version",
+  tlsCipher: "tls.cipher",
   errorType: "error.type",
   serverAddress: "server.address",
   serverPort: "server.port",

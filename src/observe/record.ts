@@ -15,6 +15,7 @@ export function renderRecord(exchange: Exchange) {
       host: exchange.host,
       path: exchange.path,
       httpVersion: exchange.httpVersion,
+      tls: exchange.tls && { version: exchange.tls.version, cipher: exchange.tls.cipher },
       client: exchange.clientAddress,
       bytes: exchange.requestBytes,
     },

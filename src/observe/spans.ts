@@ -62,6 +62,8 @@ function serverSpan(exchange: Exchange, endMs: number): SpanInit {
       [A.sessionOutcome]: exchange.session,
       [A.decision]: exchange.decision,
       [A.source]: exchange.source,
+      ...optional(A.tlsVersion, exchange.tls?.version),
+      ...optional(A.tlsCipher, exchange.tls?.cipher),
       ...optional(A.route, route?.id),
       ...optional(A.errorType, error ?? (status >= 500 ? String(status) : undefined)),
       ...optional(A.handle, exchange.handle),

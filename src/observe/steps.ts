@@ -149,9 +149,10 @@ const REFUSED = {
   "bad-signature": "signed with none of the configured secrets",
 } as const;
 
-function receivedText({ request: { method, host, httpVersion, client } }: ExchangeRecord): string {
+function receivedText({ request: { method, host, httpVersion, tls, client } }: ExchangeRecord): string {
   const what = method === "" ? "what was no request" : method;
-  return `${what}${host && ` for ${host}`}, HTTP/${httpVersion}, from ${client || "an unknown address"}`;
+  const over = tls === undefined ? "" : ` over TLS ${tls.version}`;
+  return `${what}${host && ` for ${host}`}, HTTP/${httpVersion}${over}, from ${client || "an unknown address"}`;
 }
 
 function cookieText({ cookie, cookieSecret = 0 }: ExchangeRecord["session"]): string {

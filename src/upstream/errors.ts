@@ -20,12 +20,43 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   UND_ERR_HEADERS_TIMEOUT: "http_response_timeout",
   UND_ERR_BODY_TIMEOUT: "connection_read_timeout",
   UND_ERR_HEADERS_OVERFLOW: "http_response_header_section_size",
-  CERT_HAS_EXPIRED: "tls_certificate_error",
-  DEPTH_ZERO_SELF_SIGNED_CERT: "tls_certificate_error",
-  SELF_SIGNED_CERT_IN_CHAIN: "tls_certificate_error",
-  UNABLE_TO_VERIFY_LEAF_SIGNATURE: "tls_certificate_error",
-  ERR_TLS_CERT_ALTNAME_INVALID: "tls_certificate_error",
 };
+
+/**
+ * What node calls it when the certificate of a server cannot be verified.
+ * @see https://nodejs.org/api/tls.html#x509-certificate-error-codes
+ */
+const CERTIFICATE_CODES: ReadonlySet<string> = new Set([
+  "UNABLE_TO_GET_ISSUER_CERT",
+  "UNABLE_TO_GET_CRL",
+  "UNABLE_TO_DECRYPT_CERT_SIGNATURE",
+  "UNABLE_TO_DECRYPT_CRL_SIGNATURE",
+  "UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY",
+  "CERT_SIGNATURE_FAILURE",
+  "CRL_SIGNATURE_FAILURE",
+  "CERT_NOT_YET_VALID",
+  "CERT_HAS_EXPIRED",
+  "CRL_NOT_YET_VALID",
+  "CRL_HAS_EXPIRED",
+  "ERROR_IN_CERT_NOT_BEFORE_FIELD",
+  "ERROR_IN_CERT_NOT_AFTER_FIELD",
+  "ERROR_IN_CRL_LAST_UPDATE_FIELD",
+  "ERROR_IN_CRL_NEXT_UPDATE_FIELD",
+  "OUT_OF_MEM",
+  "DEPTH_ZERO_SELF_SIGNED_CERT",
+  "SELF_SIGNED_CERT_IN_CHAIN",
+  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+  "CERT_CHAIN_TOO_LONG",
+  "CERT_REVOKED",
+  "INVALID_CA",
+  "PATH_LENGTH_EXCEEDED",
+  "INVALID_PURPOSE",
+  "CERT_UNTRUSTED",
+  "CERT_REJECTED",
+  "HOSTNAME_MISMATCH",
+  "ERR_TLS_CERT_ALTNAME_INVALID",
+]);
 
 /**
  * Names an upstream failure.
@@ -53,7 +84,9 @@ export function upstreamError(error: unknown, headSeen: boolean): ProxyError {
 
 function codeFor(code: string | undefined): ErrorCode {
   if (code === undefined) return "proxy_internal_error";
-  if (code.startsWith("ERR_SSL_") || code.startsWith("ERR_TLS_")) return CODES[code] ?? "tls_protocol_error";
+  if (CERTIFICATE_CODES.has(code)) return "tls_certificate_error";
+  if (/^ERR_SSL_.*ALERT/.test(code)) return "tls_alert_received";
+  if (code.startsWith("ERR_SSL_") || code.startsWith("ERR_TLS_")) return "tls_protocol_error";
   return CODES[code] ?? "proxy_internal_error";
 }
 

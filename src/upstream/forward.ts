@@ -1,9 +1,9 @@
-import type { IncomingMessage, ServerResponse } from "node:http";
 import { PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
   addSessionCookie,
   type ParsedHeaders,
@@ -45,8 +45,8 @@ export interface ForwardRequest {
  */
 export function forward(
   request: ForwardRequest,
-  req: IncomingMessage,
-  res: ServerResponse,
+  req: ClientRequest,
+  res: ClientResponse,
   exchange: Exchange,
 ): () => void {
   const { upstream, method, path, headers, hasContent, chunked } = request;
@@ -78,7 +78,7 @@ export function forward(
  * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
  *   the connection for ever.
  */
-function requestContent(req: IncomingMessage, exchange: Exchange, idleTimeoutMs: number): Readable {
+function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number): Readable {
   const content = new PassThrough();
   const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
   req.on("data", (chunk: Buffer) => {
@@ -101,8 +101,8 @@ function stalled(byUpstream: boolean): ProxyError {
 
 class ForwardAttempt implements Dispatcher.DispatchHandler {
   readonly #request: ForwardRequest;
-  readonly #req: IncomingMessage;
-  readonly #res: ServerResponse;
+  readonly #req: ClientRequest;
+  readonly #res: ClientResponse;
   readonly #exchange: Exchange;
   #controller: Dispatcher.DispatchController | undefined;
   #interimHeads = 0;
@@ -116,7 +116,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   #drain: NodeJS.Timeout | undefined;
   #done = false;
 
-  constructor(request: ForwardRequest, req: IncomingMessage, res: ServerResponse, exchange: Exchange) {
+  constructor(request: ForwardRequest, req: ClientRequest, res: ClientResponse, exchange: Exchange) {
     this.#request = request;
     this.#req = req;
     this.#res = res;
@@ -250,7 +250,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   /** Whether the client's connection is free for another request once the response is out. */
   #requestIsRead(): boolean {
-    return !this.#request.hasContent || this.#req.complete;
+    return !this.#request.hasContent || this.#req.complete || this.#req.httpVersionMajor === 2;
   }
 }
 

@@ -1,4 +1,16 @@
-import { type Dispatcher, Pool } from "undici";
+import { isIP } from "node:net";
+import { buildConnector, type Dispatcher, Pool } from "undici";
+
+/** How the target of a route is spoken to over TLS. It is always verified: there is no option that turns that off. */
+export interface UpstreamTls {
+  /** PEM: whom to trust in place of the authorities that node knows. */
+  readonly ca: Buffer | undefined;
+  /** PEM: a certificate of our own and its key, for a target that asks for one. */
+  readonly cert: Buffer | undefined;
+  readonly key: Buffer | undefined;
+  /** The name that is asked for and has to be in the target's certificate, where it is another than its host. */
+  readonly serverName: string | undefined;
+}
 
 export interface UpstreamOptions {
   /** Scheme, host and port. */
@@ -8,6 +20,7 @@ export interface UpstreamOptions {
   readonly firstByteTimeoutMs: number;
   /** Between two pieces of content, in either direction. */
   readonly idleTimeoutMs: number;
+  readonly tls?: UpstreamTls | undefined;
 }
 
 /** Connections to one target; a request beyond these waits for one to become free. */
@@ -23,6 +36,8 @@ export class Upstream {
   readonly port: number;
   readonly idleTimeoutMs: number;
   readonly #pool: Pool;
+  /** For undici: the same with every request, which otherwise asks for the `Host` that the client has chosen. */
+  readonly #serverName: string | undefined;
 
   constructor(options: UpstreamOptions) {
     const url = new URL(options.target);
@@ -31,10 +46,12 @@ export class Upstream {
     this.host = url.hostname;
     this.port = url.port !== "" ? Number(url.port) : this.scheme === "https" ? 443 : 80;
     this.address = `${this.host}:${this.port}`;
+    this.#serverName = this.scheme === "https" ? (options.tls?.serverName ?? this.host) : undefined;
     this.#pool = new Pool(options.target, {
       connections: MAX_CONNECTIONS,
       pipelining: 1,
-      connect: { timeout: options.connectTimeoutMs },
+      connect: this.scheme === "https" ? tlsConnector(this.host, options) : { timeout: options.connectTimeoutMs },
+      allowH2: false,
       headersTimeout: options.firstByteTimeoutMs,
       bodyTimeout: options.idleTimeoutMs,
       maxHeaderSize: MAX_RESPONSE_HEAD_BYTES,
@@ -42,11 +59,38 @@ export class Upstream {
   }
 
   dispatch(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler): void {
-    this.#pool.dispatch(options, handler);
+    this.#pool.dispatch(this.#serverName === undefined ? options : withServerName(options, this.#serverName), handler);
   }
 
   /** Ends the connections, those in use included: whoever calls this has waited for the requests before. */
   async close(): Promise<void> {
     await this.#pool.destroy();
   }
+}
+
+/** undici's types do not know of this option. */
+function withServerName(options: Dispatcher.DispatchOptions, servername: string): Dispatcher.DispatchOptions {
+  const named: Dispatcher.DispatchOptions & { servername: string } = { ...options, servername };
+  return named;
+}
+
+/**
+ * Connects by the name in the configuration, whatever undici has in mind: the certificate is verified by it. An address is
+ * verified as one, and not sent as a name (RFC 6066 §3).
+ */
+function tlsConnector(host: string, { connectTimeoutMs, tls }: UpstreamOptions): buildConnector.connector {
+  const { ca, cert, key } = tls ?? {};
+  const name = tls?.serverName ?? host.replace(/^\[|\]$/g, "");
+  const connect = buildConnector({
+    timeout: connectTimeoutMs,
+    allowH2: false,
+    minVersion: "TLSv1.2",
+    rejectUnauthorized: true, // whatever NODE_TLS_REJECT_UNAUTHORIZED says
+    ...(ca && { ca }),
+    ...(cert && { cert }),
+    ...(key && { key }),
+  });
+  return isIP(name) === 0
+    ? (options, callback) => connect({ ...options, servername: name }, callback)
+    : ({ servername: _, ...options }, callback) => connect(options, callback);
 }

@@ -6,6 +6,8 @@ import { postgresProgram } from "./postgres.ts";
 const SERVERS = {
   "redis-server": { version: "7", isThere: () => runs("redis-server") },
   prometheus: { version: "2.42", isThere: () => runs("prometheus") && runs("promtool") },
+  curl: { version: "7.88", isThere: () => runs("curl") },
+  "nghttp2-client": { version: "1.52", isThere: () => runs("h2load") },
   nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
   haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },

@@ -8,6 +8,7 @@ import {
   type WriteBackCommand,
   type WriteBackResult,
 } from "../../src/core/exchange.ts";
+import { HANDSHAKE_FAILURES } from "../../src/core/handshake-failure.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
 import type { Lifecycle } from "../../src/session/lifecycle.ts";
@@ -77,6 +78,7 @@ const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string
       failed: true,
     }),
   },
+  coatcheck_tls_handshake_failures_total: { reason: HANDSHAKE_FAILURES },
   coatcheck_config_reloads_total: { result: ["applied", "refused"] },
 };
 

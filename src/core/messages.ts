@@ -1,0 +1,27 @@
+import type { Readable, Writable } from "node:stream";
+
+/**
+ * A request and its response as everything behind the listener sees them. HTTP/1.x has node's own `IncomingMessage` and
+ * `ServerResponse`, HTTP/2 the adapters of `http2-messages.ts`.
+ */
+
+export interface ClientRequest extends Readable {
+  readonly httpVersionMajor: number;
+  readonly method?: string | undefined;
+  /** The request target. */
+  readonly url?: string | undefined;
+  /** Names and values in turn, as sent, with `host`. */
+  readonly rawHeaders: readonly string[];
+  /** Whether all of it has arrived. */
+  readonly complete: boolean;
+}
+
+export interface ClientResponse extends Writable {
+  readonly headersSent: boolean;
+  /** @param fields names and values in turn. */
+  writeHead(status: number, reason: string, fields: string[]): unknown;
+  /** Sends 100 (Continue). */
+  writeContinue(): void;
+  /** Sends the head before there is any content. */
+  flushHeaders(): void;
+}
