@@ -143,9 +143,8 @@ export class Http2Response extends Writable implements ClientResponse {
     if (!this.#isGone()) this.#stream.additionalHeaders({ ":status": status, ...gathered(fields) });
   }
 
-  /** Fields after content of unknown length. @param fields names and values in turn. */
-  setTrailers(fields: readonly string[]): void {
-    if (this.#trailers !== undefined) this.#trailers = gathered(fields);
+  addTrailers(fields: readonly [name: string, value: string][]): void {
+    if (this.#trailers !== undefined) this.#trailers = gathered(fields.flat());
   }
 
   #sendTrailers(): void {

@@ -44,6 +44,12 @@ export interface Gate {
   readonly isDraining: () => boolean;
 }
 
+/** An option of `TE` (RFC 9110 §10.1.4). */
+const TRAILERS = /(?:^|[,\s])trailers(?:[,;\s]|$)/i;
+
+/** Further mentions of ourselves in `Via` are a loop: a few gateways in a row are meant, this many are not. */
+const MAX_MENTIONS = 8;
+
 /** How long a response waits to learn whether its cookie may be renewed, milliseconds. Too late is no harm: the next touch asks again. */
 const RENEWAL_PATIENCE_MS = 100;
 
@@ -57,6 +63,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       exchange.clientAddress = clientAddressOf(peer, head.forwardedFor, gate.trusted);
     }
     joinTrace(gate, exchange, head);
+    if (head.via !== undefined) refuseLoop(head.via);
     const target = readTarget(req.url ?? "", exchange, head);
     if (isForGateway(exchange, target, head)) {
       answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
@@ -93,6 +100,15 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
   } catch (error) {
     fail(conversation, error, gate.observer);
   }
+}
+
+/** @throws ProxyError `proxy_loop_detected`: a route that leads back here would go round for ever (RFC 9110 §7.6.3). */
+export function refuseLoop(via: string): void {
+  if (via.split(" coatcheck").length > MAX_MENTIONS)
+    throw new ProxyError(
+      "proxy_loop_detected",
+      `Via names this kind of gateway ${MAX_MENTIONS} times: a route leads back here`,
+    );
 }
 
 /** Continues the trace of a trusted peer, or begins one: nobody else's word decides what is sampled. */
@@ -262,6 +278,7 @@ function send(
       holdsHead: slides,
       onFailure: (error) => fail(conversation, error, gate.observer),
       closeConnection: gate.isDraining,
+      wantsTrailers: head.te !== undefined && TRAILERS.test(head.te),
     },
     req,
     res,

@@ -166,6 +166,8 @@ export class Exchange {
   upstream: string | undefined = undefined;
   upstreamScheme: "http" | "https" = "http";
   upstreamStatus: number | undefined = undefined;
+  /** Interim responses of the upstream (103 and its like) that were passed on. */
+  interimHeads = 0;
   status = 0;
   /** Who produced the status: the application, or Coatcheck itself. */
   source: "upstream" | "proxy" = "proxy";
@@ -318,6 +320,7 @@ export class Exchange {
     this.upstream = other.upstream;
     this.upstreamScheme = other.upstreamScheme;
     this.upstreamStatus = other.upstreamStatus;
+    this.interimHeads = other.interimHeads;
     this.status = other.status;
     this.source = other.source;
     this.error = other.error;

@@ -11,6 +11,7 @@ const READ = [
   "cookie",
   "expect",
   "max-forwards",
+  "te",
   "via",
   "traceparent",
   "tracestate",
@@ -95,6 +96,8 @@ export class RequestHead {
   expect: string | undefined = undefined;
   maxForwards: string | undefined = undefined;
   via: string | undefined = undefined;
+  /** `TE`, of which only "trailers" means anything to a recipient that is not the next hop. */
+  te: string | undefined = undefined;
   traceparent: string | undefined = undefined;
   tracestate: string | undefined = undefined;
   baggage: string | undefined = undefined;
@@ -189,6 +192,9 @@ function readField(
       return;
     case "max-forwards":
       head.maxForwards = value;
+      return;
+    case "te":
+      head.te = joined(head.te, value, ", ");
       return;
     case "via":
       head.via = joined(head.via, value, ", ");
