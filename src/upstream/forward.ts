@@ -136,6 +136,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     parsed: ParsedHeaders,
     reason?: string,
   ): void {
+    if (status < 100) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
     if (status < 200) {
       if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
         throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
