@@ -177,6 +177,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   /** 103 (Early Hints) and its like. Whether to go on is ours to say (100), and HTTP/1.0 knows no interim heads. */
   #passInterim(status: number, controller: Dispatcher.DispatchController): void {
     if (this.#done || status === 100 || this.#exchange.httpVersion === "1.0") return;
+    // Not every Node that this runs on has it, and nobody needs what an interim head says.
+    if (this.#res.writeInformation === undefined) return;
     const fields = this.#request.responseRules.readAside(rawHeaders(controller)).flat();
     this.#exchange.interimHeads++;
     this.#res.writeInformation(status, fields);
