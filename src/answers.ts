@@ -41,12 +41,15 @@ const RETRY_AFTER_SECONDS = 5;
 
 /** Problem details for the client (RFC 9457), with the trace id that the log and the recorder have. */
 export function problemBody(status: number, error: ErrorCode | undefined, traceId: string): string {
-  const problem = { type: "about:blank", title: titleOf(status, error), status, ...(error && { error }), traceId };
+  const problem = {
+    type: "about:blank",
+    title: STATUS_CODES[status] ?? "Error", // RFC 9457 §4.2.1
+    status,
+    ...(status >= 400 && { detail: wordsFor(status, error).message }),
+    ...(error && { error }),
+    traceId,
+  };
   return `${JSON.stringify(problem)}\n`;
-}
-
-function titleOf(status: number, error: ErrorCode | undefined): string {
-  return status < 400 ? (STATUS_CODES[status] ?? "") : wordsFor(status, error).title;
 }
 
 /** Sends an answer of our own. A request whose content was not read closes the connection: the rest is no request. */

@@ -49,9 +49,11 @@ const WORDS: Readonly<Record<number, Words>> = {
       "Your browser sends more with each request than this site takes. Deleting the cookies of this site mostly helps.",
   },
   500: { title: "Something went wrong here", message: "It is not your fault. Please try again." },
+  501: UNDERSTOOD_NOT,
   502: NO_ANSWER,
   503: { title: "Back in a moment", message: "This site cannot answer just now. Please try again in a few seconds." },
   504: NO_ANSWER,
+  505: UNDERSTOOD_NOT,
 };
 
 export function wordsFor(status: number, error: ErrorCode | undefined): Words {

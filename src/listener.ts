@@ -63,6 +63,7 @@ export const HTTP_OPTIONS: ServerOptions = {
 };
 
 export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
+const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
 
 /** Those that node reads in HTTP/1.1. */
 const KNOWN_METHODS: ReadonlySet<string> = new Set(METHODS);
@@ -81,7 +82,6 @@ export interface Listener {
   /** Tells clients of HTTP/2 to go; in HTTP/1.1, node closes what is idle. */
   readonly closeSessions: () => void;
 }
-const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
 
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
 export function createListener(gate: Gate, options: ListenerOptions = {}): Listener {
