@@ -183,7 +183,7 @@ export class Http2Response extends Writable implements ClientResponse {
     const stream = this.#stream;
     if (!this.writableFinished) stream.close(constants.NGHTTP2_INTERNAL_ERROR);
     // Nobody reads the rest of the request (RFC 9113 §8.1).
-    else if (!stream.readableEnded) stream.close(constants.NGHTTP2_NO_ERROR);
+    else if (!stream.endAfterHeaders && !stream.readableEnded) stream.close(constants.NGHTTP2_NO_ERROR);
     done(error);
   }
 }

@@ -105,18 +105,23 @@ t.test("a certificate of our own, where the application asks for one", async (t)
   const ca = makeCertificate(folder, "authority");
   const own = makeCertificate(folder, "own", { signedBy: ca });
   const client = makeCertificate(folder, "client", { signedBy: ca, names: ["DNS:gateway.test"] });
-  const port = await startDemanding(t, own, ca);
-  const target = `https://localhost:${port}`;
-  const bare = await through(t, target, { ca: ca.cert });
-  t.match(await bare.get(), { status: 502, error: "tls_alert_received" });
+  // In TLS 1.3 the refusal comes after the handshake, and undici sees the end of the connection before it.
+  for (const [version, error] of [
+    ["-tls1_2", "tls_alert_received"],
+    ["-tls1_3", /tls_alert_received|connection_terminated/],
+  ] as const) {
+    const bare = await through(t, `https://localhost:${await startDemanding(t, own, ca, version)}`, { ca: ca.cert });
+    t.match(await bare.get(), { status: 502, error });
+  }
+  const target = `https://localhost:${await startDemanding(t, own, ca, "-tls1_3")}`;
   const named = await through(t, target, { ca: ca.cert, cert: client.cert, key: client.key });
   t.match(await named.get(), { status: 200, body: /Client certificate/ });
 });
 
 /** OpenSSL's own server: node's closes the connection of a client without a certificate, and says nothing. */
-async function startDemanding(t: Test, own: Certificate, ca: Certificate): Promise<number> {
+async function startDemanding(t: Test, own: Certificate, ca: Certificate, version: string): Promise<number> {
   const port = await freePort();
-  const demands = ["-Verify", "1", "-verify_return_error", "-CAfile", ca.cert];
+  const demands = ["-Verify", "1", "-verify_return_error", "-CAfile", ca.cert, version];
   const server = spawn("openssl", [
     "s_server",
     "-accept",

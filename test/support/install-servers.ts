@@ -1,4 +1,4 @@
-/** Makes sure that Redis, PostgreSQL and Prometheus are there before the tests: they use real ones, and skip nothing. */
+/** Makes sure that Redis, PostgreSQL, Prometheus, curl and h2load are there before the tests: they use real ones, and skip nothing. */
 import { spawnSync } from "node:child_process";
 import { postgresProgram } from "./postgres.ts";
 
@@ -6,6 +6,8 @@ import { postgresProgram } from "./postgres.ts";
 const SERVERS = {
   "redis-server": { version: "7", isThere: () => runs("redis-server") },
   prometheus: { version: "2.42", isThere: () => runs("prometheus") && runs("promtool") },
+  curl: { version: "7.88", isThere: () => runs("curl") },
+  "nghttp2-client": { version: "1.52", isThere: () => runs("h2load") },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
 
