@@ -1,6 +1,8 @@
 /** What the bench upstream answers and what the load generator expects. */
 
 export const ITEM_PATH = "/api/items/42?view=full";
+/** How many items were asked for. */
+export const COUNT_PATH = "/count";
 export const ECHO_PATH = "/echo";
 export const LOGIN_PATH = "/login";
 

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { Redis } from "ioredis";
 import { ITEM_BODY, ITEM_PATH } from "./answers.ts";
 import { ask, knock } from "./ask.ts";
-import { endChild, freePort, type Pins, startChild, untilReady } from "./children.ts";
+import { type Child, endChild, freePort, type Pins, startChild, untilReady } from "./children.ts";
 import type { LoadResult } from "./load.ts";
 import type { Options } from "./options.ts";
 import type { Peer } from "./peers.ts";
@@ -35,15 +35,7 @@ export interface Bench {
 /** Starts the peer, checks it, warms it up, measures it and ends it: no other peer is there meanwhile. */
 export async function measure(bench: Bench, peer: Peer): Promise<Sample> {
   const { options, support } = bench;
-  const port = await freePort();
-  const adminPort = await freePort();
-  const child = await startPeer(bench, peer, port, adminPort);
-  const url = `http://127.0.0.1:${port}`;
-  await untilReady(child, () => knock(port));
-  const visitors = await logIn(url, options.sessions, peer.gateway);
-  await validate(peer, url, visitors);
-
-  const fire = (seconds: number) => Promise.race([support.load(order(url, options, visitors, seconds)), child.died]);
+  const { child, adminPort, visitors, fire } = await start(bench, peer);
   const collectedBefore = await support.collectedBytes();
   const warmUp = await fire(options.warmUpSeconds);
   const commandsBefore = peer.needsRedis ? await redisCommands(support) : undefined;
@@ -67,6 +59,33 @@ export async function measure(bench: Bench, peer: Peer): Promise<Sample> {
   };
 }
 
+/** A peer that answers as it should, and its visitors. */
+export interface Started {
+  readonly child: Child;
+  readonly adminPort: number;
+  /** Where its files are. */
+  readonly folder: string;
+  readonly visitors: readonly Visitor[];
+  readonly fire: (seconds: number) => Promise<LoadResult>;
+}
+
+export async function start(bench: Bench, peer: Peer): Promise<Started> {
+  const { options, pins, support } = bench;
+  const { upstream, collector, redis } = support;
+  const port = await freePort();
+  const adminPort = await freePort();
+  const folder = await mkdtemp(join(bench.folder, `${peer.name}-`));
+  const { args, env } = peer.launch({ folder, port, adminPort, upstream, collector, redis });
+  const command = [process.execPath, ...profiling(options, peer), ...args];
+  const child = startChild(peer.name, command, { cpus: pins?.proxy, env });
+  const url = `http://127.0.0.1:${port}`;
+  await untilReady(child, () => knock(port));
+  const visitors = await logIn(url, options.sessions, peer.gateway);
+  await validate(peer, url, visitors);
+  const fire = (seconds: number) => Promise.race([support.load(order(url, options, visitors, seconds)), child.died]);
+  return { child, adminPort, folder, visitors, fire };
+}
+
 /** All that this Redis has carried out, each command within a script as well. */
 async function redisCommands({ redis = "" }: Support): Promise<number> {
   const client = new Redis(redis);
@@ -75,13 +94,6 @@ async function redisCommands({ redis = "" }: Support): Promise<number> {
   } finally {
     client.disconnect();
   }
-}
-
-async function startPeer({ options, pins, support, folder }: Bench, peer: Peer, port: number, adminPort: number) {
-  const { upstream, collector, redis } = support;
-  const own = await mkdtemp(join(folder, `${peer.name}-`));
-  const { args, env } = peer.launch({ folder: own, port, adminPort, upstream, collector, redis });
-  return startChild(peer.name, [process.execPath, ...profiling(options, peer), ...args], { cpus: pins?.proxy, env });
 }
 
 function profiling({ profile }: Options, { name }: Peer): string[] {

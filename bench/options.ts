@@ -8,6 +8,8 @@ export interface Options {
   readonly seconds: number;
   /** Load before the measured window, so that the code is compiled and the connections are open. */
   readonly warmUpSeconds: number;
+  /** How often observability is switched on and off within one process; 0: not at all. */
+  readonly switches: number;
   readonly connections: number;
   readonly sessions: number;
   /** Where V8 CPU profiles go. */
@@ -25,6 +27,7 @@ Options:
   --rounds N          rounds over all peers; the median is reported (default 3)
   --seconds N         measured seconds, each peer and round (default 8)
   --warm-up N         seconds of load before that (default 3)
+  --switches N        times that observability is switched on and off within one process (default 100)
   --connections N     connections of the load generator (default 50)
   --sessions N        sessions that the requests are spread over (default 200)
   --profile FOLDER    write a CPU profile of each peer there; slows them down, so the results are not kept
@@ -41,6 +44,7 @@ export function readOptions(args: readonly string[]): Options | undefined {
     rounds: whole("rounds", values.rounds, 100),
     seconds: whole("seconds", values.seconds, 600),
     warmUpSeconds: whole("warm-up", values["warm-up"], 600),
+    switches: whole("switches", values.switches, 1000, 0),
     connections: whole("connections", values.connections, 1000),
     sessions: whole("sessions", values.sessions, 100_000),
     profile: values.profile,
@@ -57,6 +61,7 @@ function parse(args: readonly string[]) {
         rounds: { type: "string", default: "3" },
         seconds: { type: "string", default: "8" },
         "warm-up": { type: "string", default: "3" },
+        switches: { type: "string", default: "100" },
         connections: { type: "string", default: "50" },
         sessions: { type: "string", default: "200" },
         profile: { type: "string" },
@@ -78,8 +83,8 @@ function selected(only: string | undefined): readonly Peer[] {
   return PEERS.filter((peer) => names.has(peer.name));
 }
 
-function whole(name: string, text: string, max: number): number {
-  const value = /^\d{1,9}$/.test(text) ? Number(text) : 0;
-  if (value < 1 || value > max) throw new UsageError(`--${name} must be a whole number from 1 to ${max}`);
+function whole(name: string, text: string, max: number, min = 1): number {
+  const value = /^\d{1,9}$/.test(text) ? Number(text) : -1;
+  if (value < min || value > max) throw new UsageError(`--${name} must be a whole number from ${min} to ${max}`);
   return value;
 }

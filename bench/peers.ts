@@ -29,8 +29,8 @@ export interface Peer {
   readonly needsRedis: boolean;
   /** Its spans must have reached the collector when the measurement is over. */
   readonly traced: boolean;
-  /** The same peer with observability off: the report compares the two. */
-  readonly quiet?: string;
+  /** Observability is also switched on and off within one process of it. */
+  readonly switched?: boolean;
   /** Whether it removes what `Connection` lists; http-proxy does not. */
   readonly cleansHopByHop: boolean;
   readonly launch: (around: Surroundings) => Launch;
@@ -74,7 +74,7 @@ export const PEERS: readonly Peer[] = [
     ...GATEWAY,
     name: "coatcheck-sqlite",
     about: "SQLite; access log, metrics, recorder, 1 % of traces to a collector",
-    quiet: "coatcheck-quiet",
+    switched: true,
     launch: (around) => coatcheck(around, "sqlite", OBSERVED),
   },
   {
@@ -90,7 +90,7 @@ export const PEERS: readonly Peer[] = [
     name: "coatcheck-redis",
     about: "Redis and the near cache; access log, metrics, recorder, 1 % of traces to a collector",
     needsRedis: true,
-    quiet: "coatcheck-redis-quiet",
+    switched: true,
     launch: (around) => coatcheck(around, "redis", OBSERVED),
   },
   {
@@ -102,14 +102,17 @@ export const PEERS: readonly Peer[] = [
   },
 ];
 
+/** In the folder of a peer. */
+export const CONFIG_FILE = "coatcheck.yaml";
+
 /** As installed, but written down: a change of the defaults must not change what is measured. */
-const OBSERVED = {
+export const OBSERVED = {
   log: { level: "info", access: "all" },
   traces: { ratio: 0.01, slowerThan: "1s", errors: true },
   recorder: { exchanges: 1000, slow: 200, errors: 200 },
 } as const;
 
-const QUIET = {
+export const QUIET = {
   log: { level: "info", access: "none" },
   traces: { ratio: 0, slowerThan: "1h", errors: false },
   recorder: { exchanges: 0, slow: 0, errors: 0 },
@@ -122,7 +125,7 @@ function coatcheck(
   observe: typeof OBSERVED | typeof QUIET,
   cache: Record<string, string> = {},
 ): Launch {
-  const file = join(around.folder, "coatcheck.yaml");
+  const file = join(around.folder, CONFIG_FILE);
   const settings = {
     listen: { host: "127.0.0.1", port: around.port },
     admin: { host: "127.0.0.1", port: around.adminPort },

@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 
 /** Clock ticks a second in /proc: USER_HZ, 100 on every Linux that node runs on. */
 const TICKS_PER_SECOND = 100;
@@ -15,4 +15,13 @@ export function cpuSeconds(pid: number): number {
 export function residentMiB(pid: number): number {
   const match = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"));
   return Number(match?.[1]) / 1024;
+}
+
+/** Time on a core of all threads of the process that are there now, in seconds; finer than `cpuSeconds`. */
+export function threadSeconds(pid: number): number {
+  let nanoseconds = 0;
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    nanoseconds += Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, "latin1").split(" ", 1)[0]);
+  }
+  return nanoseconds / 1e9;
 }

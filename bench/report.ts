@@ -30,17 +30,27 @@ interface Row {
   readonly samples: readonly Sample[];
 }
 
-/** What observability costs: a peer with it on, to the same with it off. */
+/** What observability costs, switched on and off within one process. */
 interface Observability {
-  readonly on: string;
-  readonly off: string;
-  readonly ratio: Ratio;
+  readonly peer: string;
+  readonly median: number;
+  /** Half of the pairs lie between these. */
+  readonly quartiles: readonly [number, number];
+  readonly pairs: readonly number[];
 }
 
 export type Report = ReturnType<typeof makeReport>;
 
-/** What was measured, where and how. */
-export function makeReport(measured: readonly Measured[], options: Options, pins: Pins | undefined) {
+/**
+ * What was measured, where and how.
+ * @param pairs of `switched`, by the name of the peer.
+ */
+export function makeReport(
+  measured: readonly Measured[],
+  pairs: ReadonlyMap<string, readonly number[]>,
+  options: Options,
+  pins: Pins | undefined,
+) {
   const { rounds, seconds, warmUpSeconds, connections, sessions } = options;
   const samplesOf = (name: string | undefined) => measured.find(({ peer }) => peer.name === name)?.samples;
   return {
@@ -54,9 +64,9 @@ export function makeReport(measured: readonly Measured[], options: Options, pins
     },
     parameters: { rounds, seconds, warmUpSeconds, connections, sessions },
     peers: measured.map((one) => row(one, samplesOf(BASELINE))),
-    observability: measured.flatMap(({ peer, samples }): Observability[] => {
-      const quiet = samplesOf(peer.quiet);
-      return quiet === undefined ? [] : [{ on: peer.name, off: peer.quiet ?? "", ratio: ratioOf(samples, quiet) }];
+    observability: [...pairs].map(([peer, ratios]): Observability => {
+      const quartiles = [quantile(ratios, 0.25), quantile(ratios, 0.75)] as const;
+      return { peer, median: median(ratios), quartiles, pairs: ratios };
     }),
   };
 }
@@ -93,6 +103,11 @@ function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
 }
 
+function quantile(values: readonly number[], share: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
+}
+
 export function table({ peers, observability }: Report): string {
   const lines = [
     `| peer | CPU µs/request | ratio to ${BASELINE} | rps | busy | p50 ms | p99 ms | RSS MiB | Redis commands/request | errors |`,
@@ -114,8 +129,10 @@ export function table({ peers, observability }: Report): string {
     lines.push(`| ${cells.join(" | ")} |`);
   }
   if (observability.length > 0) lines.push("");
-  for (const { on, off, ratio } of observability)
-    lines.push(`- observability on, \`${on}\`, to off, \`${off}\`: ${ratioText(ratio)}`);
+  for (const { peer, median, quartiles, pairs } of observability)
+    lines.push(
+      `- observability on to off, within one process of \`${peer}\`: **${median.toFixed(2)}** (half of ${pairs.length} pairs: ${quartiles.map((it) => it.toFixed(2)).join("–")})`,
+    );
   return `${lines.join("\n")}\n`;
 }
 

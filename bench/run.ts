@@ -8,6 +8,7 @@ import { type Bench, measure, type Sample } from "./measure.ts";
 import { type Options, readOptions, USAGE, UsageError } from "./options.ts";
 import { failures, type Measured, makeReport, markdown, table } from "./report.ts";
 import { startSupport } from "./surroundings.ts";
+import { switched } from "./switched.ts";
 
 /** CPU per request of Coatcheck and of its peers; see README.md. */
 
@@ -65,7 +66,13 @@ async function bench(options: Options, folder: string): Promise<number> {
       process.stdout.write(`round ${round + 1}/${rounds}  ${peer.name.padEnd(24)} ${progress(sample)}\n`);
     }
   }
-  await report(measured, context);
+  const pairs = new Map<string, readonly number[]>();
+  for (const { peer } of measured) {
+    if (!peer.switched || options.switches === 0) continue;
+    process.stdout.write(`switched   ${peer.name.padEnd(24)} on and off, ${options.switches} times\n`);
+    pairs.set(peer.name, await switched(context, peer));
+  }
+  await report(measured, pairs, context);
   const failed = measured.filter(({ samples }) => failures(samples) > 0);
   if (failed.length === 0) return 0;
   process.stderr.write(`bench: requests failed: ${failed.map(({ peer }) => peer.name).join(", ")}\n`);
@@ -76,8 +83,12 @@ function progress({ cpuMicros, rps, p99Ms, busy }: Sample): string {
   return `${cpuMicros.toFixed(1)} µs/request, ${rps.toFixed(0)} rps, p99 ${p99Ms.toFixed(2)} ms, ${(busy * 100).toFixed(0)} % busy`;
 }
 
-async function report(measured: readonly Measured[], { options, pins }: Bench): Promise<void> {
-  const results = makeReport(measured, options, pins);
+async function report(
+  measured: readonly Measured[],
+  pairs: ReadonlyMap<string, readonly number[]>,
+  { options, pins }: Bench,
+): Promise<void> {
+  const results = makeReport(measured, pairs, options, pins);
   process.stdout.write(`\n${table(results)}\n`);
   if (!options.keepsResults) return;
   await mkdir(RESULTS, { recursive: true });
@@ -95,9 +106,9 @@ function interrupted(): Promise<never> {
 }
 
 /** Whatever hangs, the bench ends. */
-function overdue({ peers, rounds, seconds, warmUpSeconds, sessions }: Options): Promise<never> {
+function overdue({ peers, rounds, seconds, warmUpSeconds, sessions, switches }: Options): Promise<never> {
   const each = seconds + warmUpSeconds + OVERHEAD_SECONDS + sessions / 100;
-  const limitMs = peers.length * rounds * each * 1000;
+  const limitMs = peers.length * (rounds * each + switches * 2 + OVERHEAD_SECONDS) * 1000;
   return new Promise((_resolve, reject) => {
     setTimeout(() => reject(new Error("it takes far too long; given up")), limitMs).unref();
   });

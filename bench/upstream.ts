@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import { ECHO_PATH, type Echo, ITEM_BODY, LOGIN_PATH } from "./answers.ts";
+import { COUNT_PATH, ECHO_PATH, type Echo, ITEM_BODY, LOGIN_PATH } from "./answers.ts";
 import { endOnSignal } from "./end-on-signal.ts";
 
 /** The application behind every peer: a small JSON answer, a login, and an echo that the checks look at. */
@@ -15,10 +15,18 @@ const ITEM_FIELDS = [
   ["Vary", "Accept-Encoding"],
 ].flat();
 
+let items = 0;
+
 const server = createServer((req, res) => {
+  if (req.url === COUNT_PATH) {
+    res.end(String(items));
+    return;
+  }
   const handler = req.url === ECHO_PATH ? echo : req.url === LOGIN_PATH ? logIn : undefined;
-  if (handler === undefined) res.writeHead(200, ITEM_FIELDS).end(ITEM_BODY);
-  else
+  if (handler === undefined) {
+    items++;
+    res.writeHead(200, ITEM_FIELDS).end(ITEM_BODY);
+  } else
     read(req).then(
       (content) => handler(req, res, content),
       () => res.destroy(),

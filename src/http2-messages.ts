@@ -143,9 +143,8 @@ export class Http2Response extends Writable implements ClientResponse {
     if (!this.#isGone()) this.#stream.additionalHeaders({ ":status": status, ...gathered(fields) });
   }
 
-  /** Fields after content of unknown length. @param fields names and values in turn. */
-  setTrailers(fields: readonly string[]): void {
-    if (this.#trailers !== undefined) this.#trailers = gathered(fields);
+  addTrailers(fields: readonly [name: string, value: string][]): void {
+    if (this.#trailers !== undefined) this.#trailers = gathered(fields.flat());
   }
 
   #sendTrailers(): void {
@@ -183,7 +182,7 @@ export class Http2Response extends Writable implements ClientResponse {
     const stream = this.#stream;
     if (!this.writableFinished) stream.close(constants.NGHTTP2_INTERNAL_ERROR);
     // Nobody reads the rest of the request (RFC 9113 §8.1).
-    else if (!stream.endAfterHeaders && !stream.readableEnded) stream.close(constants.NGHTTP2_NO_ERROR);
+    else if (!stream.readableEnded && !stream.endAfterHeaders) stream.close(constants.NGHTTP2_NO_ERROR);
     done(error);
   }
 }

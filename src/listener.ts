@@ -5,6 +5,7 @@ import {
   type Server,
   type ServerOptions,
   type ServerResponse,
+  STATUS_CODES,
 } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
@@ -80,6 +81,7 @@ export interface Listener {
   /** Tells clients of HTTP/2 to go; in HTTP/1.1, node closes what is idle. */
   readonly closeSessions: () => void;
 }
+const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
 
 /** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
 export function createListener(gate: Gate, options: ListenerOptions = {}): Listener {
@@ -113,6 +115,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       peer: connection.peer,
       exchange,
       strictTransport,
+      errorPages: gate.errorPages,
       expectsContinue,
     };
     connection.running.add(conversation);
@@ -146,7 +149,12 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       refuse(gate, req.socket, connection, connection.refusal);
       return;
     }
-    run(begin(req.socket, req, res, req.httpVersion, expectsContinue));
+    // llhttp reads a line without a version as HTTP/0.9, and one of HTTP/2.0 like any other.
+    if (req.httpVersionMajor !== 1) {
+      refuse(gate, req.socket, connection, VERSION_REFUSAL);
+      return;
+    }
+    run(begin(req.socket, req, res, versionOf(req), expectsContinue));
   };
 
   const http2 = new Http2Sessions({
@@ -232,6 +240,11 @@ function encryptionOf(socket: Socket): Encryption | undefined {
   return { version: (socket.getProtocol() ?? "").replace("TLSv", ""), cipher: cipher?.standardName ?? "" };
 }
 
+/** Nearly always the same text: node makes a new one for each request, and records would keep it. */
+function versionOf({ httpVersion }: IncomingMessage): string {
+  return httpVersion === "1.1" ? "1.1" : httpVersion;
+}
+
 function openExchange(gate: Gate, method: string, httpVersion: string, peer: Peer): Exchange {
   const exchange = new Exchange({
     method,
@@ -293,7 +306,7 @@ function record(gate: Gate, { peer }: Connection, httpVersion: string, { status,
 function writeRefusal(socket: Socket, { status }: Refusal, traceId: string, strictTransport: string | undefined): void {
   const body = problemBody(status, "http_request_error", traceId);
   socket.end(
-    `HTTP/1.1 ${status} Refused\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
+    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? "Refused"}\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
       `content-length: ${body.length}\r\nproxy-status: coatcheck; error=http_request_error\r\ncache-control: no-store\r\n` +
       `${strictTransport === undefined ? "" : `${STRICT_TRANSPORT}: ${strictTransport}\r\n`}connection: close\r\n\r\n${body}`,
   );

@@ -12,6 +12,7 @@ import type { Route, RouteTable } from "./core/routes.ts";
 import { type Binding, handleOf, MAX_USER_AGENT_LENGTH, type SessionClient } from "./core/session.ts";
 import { parseTraceParent } from "./core/trace-context.ts";
 import { upstreamFields } from "./core/upstream-fields.ts";
+import type { ErrorPages } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
 import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
@@ -41,8 +42,15 @@ export interface Gate {
   readonly logouts: Logouts;
   readonly identity: IdentityHeaders;
   readonly observer: Observer;
+  readonly errorPages: ErrorPages;
   readonly isDraining: () => boolean;
 }
+
+/** An option of `TE` (RFC 9110 §10.1.4). */
+const TRAILERS = /(?:^|[,\s])trailers(?:[,;\s]|$)/i;
+
+/** Further mentions of ourselves in `Via` are a loop: a few gateways in a row are meant, this many are not. */
+const MAX_MENTIONS = 8;
 
 /** How long a response waits to learn whether its cookie may be renewed, milliseconds. Too late is no harm: the next touch asks again. */
 const RENEWAL_PATIENCE_MS = 100;
@@ -57,6 +65,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       exchange.clientAddress = clientAddressOf(peer, head.forwardedFor, gate.trusted);
     }
     joinTrace(gate, exchange, head);
+    if (head.via !== undefined) refuseLoop(head.via);
     const target = readTarget(req.url ?? "", exchange, head);
     if (isForGateway(exchange, target, head)) {
       answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
@@ -93,6 +102,15 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
   } catch (error) {
     fail(conversation, error, gate.observer);
   }
+}
+
+/** @throws ProxyError `proxy_loop_detected`: a route that leads back here would go round for ever (RFC 9110 §7.6.3). */
+export function refuseLoop(via: string): void {
+  if (via.split(" coatcheck").length > MAX_MENTIONS)
+    throw new ProxyError(
+      "proxy_loop_detected",
+      `Via names this kind of gateway ${MAX_MENTIONS} times: a route leads back here`,
+    );
 }
 
 /** Continues the trace of a trusted peer, or begins one: nobody else's word decides what is sampled. */
@@ -191,7 +209,7 @@ function note(gate: Gate, exchange: Exchange, cookie: PresentedCookie, resolutio
   exchange.staleMs = resolution.staleMs;
   if (resolution.outcome === "not-asked") return;
   exchange.resolvedMs = exchange.elapsedMs();
-  if (resolution.key !== undefined) exchange.handle = handleOf(resolution.key);
+  if (resolution.key !== undefined) exchange.handle = resolution.handle ??= handleOf(resolution.key);
   if (resolution.outcome !== "hit") exchange.logout = gate.logouts.notice(cookie, resolution);
   if (resolution.outcome === "expired") {
     const reason = expiryReason(resolution.life, gate.lifecycle.expiry);
@@ -262,6 +280,7 @@ function send(
       holdsHead: slides,
       onFailure: (error) => fail(conversation, error, gate.observer),
       closeConnection: gate.isDraining,
+      wantsTrailers: head.te !== undefined && TRAILERS.test(head.te),
     },
     req,
     res,

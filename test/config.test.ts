@@ -459,3 +459,13 @@ t.test("durations", async (t) => {
   ];
   for (const [text, ms] of cases) t.equal(parseDuration(text), ms, text);
 });
+
+t.test("the YAML parser warns of nothing by itself: it would quote the file", async (t) => {
+  const warned: unknown[] = [];
+  const warn = (warning: unknown) => warned.push(warning);
+  process.on("warning", warn);
+  t.throws(() => loadConfigText("{ { hunter2: 1 } : 2 }", {}, "file"), ConfigError);
+  await new Promise((resolve) => setImmediate(resolve));
+  process.off("warning", warn);
+  t.same(warned, []);
+});

@@ -1,5 +1,6 @@
 /** Routes: most specific host, longest path, and no way round a route's policy by spelling its path differently. */
 import t from "tap";
+import { loosestReadings } from "../src/core/request-path.ts";
 import { type Route, RouteTable } from "../src/core/routes.ts";
 import { ask, cookiePair, raw } from "./support/client.ts";
 import { startApp, startGateway, startUpstream } from "./support/servers.ts";
@@ -73,6 +74,14 @@ const roundabouts = [
   "/x%0a",
   "/Admin",
   "/ADMIN/x",
+  "/admin%20",
+  "/admin%20/x",
+  "/%20admin",
+  "/x/..%20/admin",
+  "/x/%20../admin",
+  "/admin.",
+  "/admin./x",
+  "/admin.%20.",
   "/%41dmin",
   "/%25252541dmin",
   "/public/..",
@@ -94,6 +103,38 @@ t.test("a path that can be read as that of another route is refused", async (t) 
   t.same(upstream.received, []);
 });
 
+t.test("no path takes long to read, however it is made", async (t) => {
+  const pieces = [
+    ".",
+    ". ",
+    ";",
+    ";x",
+    "%20",
+    "%20.",
+    "%2e",
+    "%3b",
+    ";%",
+    "/",
+    "//",
+    "/;",
+    "/.",
+    "/%20",
+    "%25",
+    "%",
+    "a/",
+  ];
+  for (const piece of pieces) {
+    for (const around of ["/A", "/A/", "/;"]) {
+      const path = `${around}${piece.repeat(32_000 / piece.length)}x`;
+      const before = process.cpuUsage();
+      loosestReadings(path);
+      const { user } = process.cpuUsage(before);
+      // Quadratic it would be half a second and more.
+      if (user > 200_000) t.fail(`${around}${piece}…: ${user / 1000} ms`);
+    }
+  }
+});
+
 t.test("a path that is odd but belongs to one route goes on as it was sent", async (t) => {
   const upstream = await startUpstream(t);
   const gateway = await startGateway(t, { upstream: upstream.url });
@@ -109,6 +150,8 @@ t.test("a path that is odd but belongs to one route goes on as it was sent", asy
     "/a;v=%20x/b",
     "/a?x=/../y",
     "/A/b",
+    "/%E2%82%AC/%d0%90", // UTF-8 has octets that are control characters in Latin-1
+    "/a./b%20/c.",
   ];
   for (const path of paths) await raw(gateway.port, `GET ${path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n`);
   t.same(

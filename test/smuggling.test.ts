@@ -81,6 +81,7 @@ const refused: Record<string, [octets: string, status: number]> = {
   "the same length twice": ["POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", 400],
   "a list of lengths": ["POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx", 400],
   "a signed length": ["POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx", 400],
+  "a length that no number holds": ["POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999999999999\r\n\r\nx", 413],
   "two codings": ["POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501],
   "chunked twice": [
     "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -107,6 +108,8 @@ const refused: Record<string, [octets: string, status: number]> = {
   "an encoded NUL": ["GET /a%00b HTTP/1.1\r\nHost: a\r\n\r\n", 400],
   "another scheme": ["GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400],
   "star for GET": ["GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400],
+  "no version (HTTP/0.9)": ["GET /\r\nHost: a\r\n\r\n", 505],
+  "HTTP/2.0 as a line": ["GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505],
   CONNECT: ["CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 405],
   TRACE: ["TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405],
   "an unknown method": ["BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501],
@@ -127,6 +130,15 @@ t.test("what could be read in two ways is refused, and reaches nobody", async (t
   t.same(upstream.received, []);
   const errors = await gateway.exchanges("errors");
   t.equal(errors.length, Object.keys(refused).length, "each has a record");
+});
+
+t.test("nothing is read behind a request that was refused", async (t) => {
+  const upstream = await startUpstream(t);
+  const gateway = await startGateway(t, { routes: [{ upstream: upstream.url, session: "none" }] });
+  const reply = await raw(gateway.port, "GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+  t.match(reply, /^HTTP\/1\.1 400 /);
+  t.match(reply, /\r\nconnection: close\r\n/i);
+  t.same(upstream.received, []);
 });
 
 t.test("pipelined requests are forwarded and answered in order, one at a time", async (t) => {

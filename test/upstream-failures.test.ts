@@ -76,6 +76,8 @@ const notHttp: Record<string, string> = {
   "length and chunks": "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
   "a space before the colon": "HTTP/1.1 200 OK\r\nX : 1\r\n\r\n",
   "status 000": "HTTP/1.1 000 None\r\nContent-Length: 0\r\n\r\n",
+  "a length that no number holds": "HTTP/1.1 200 OK\r\nContent-Length: 9999999999999999999\r\n\r\nx",
+  "chunked twice": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
   "a coding that is not chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nxx",
   "status 600": "HTTP/1.1 600 What\r\nContent-Length: 0\r\n\r\n",
   "unasked 101": "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",

@@ -98,6 +98,7 @@ const RECORD = z.strictObject({
     .strictObject({
       address: z.string(),
       status: z.int().optional(),
+      interimHeads: z.int().describe("Interim responses (103 and its like) that were passed on."),
       error: z
         .enum(ERROR_CODES)
         .optional()

@@ -27,7 +27,7 @@ export function loadConfigFile(file: string, environment: Environment): { settin
 }
 
 export function loadConfigText(text: string, environment: Environment, source = "configuration") {
-  const document = parseDocument(text);
+  const document = parseDocument(text, { logLevel: "error" }); // its warnings would repeat what stands there
   if (document.errors.length > 0) {
     throw new ConfigError(source, document.errors.map(syntaxProblem));
   }

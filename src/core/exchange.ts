@@ -102,7 +102,7 @@ const NO_NAMES: readonly string[] = [];
 export class Exchange {
   /** Wall clock at the start, milliseconds since the epoch. */
   readonly startedAt: number;
-  readonly #startedMonotonic: number;
+  #startedMonotonic: number;
 
   readonly method: string;
   readonly methodLabel: MethodLabel;
@@ -166,6 +166,8 @@ export class Exchange {
   upstream: string | undefined = undefined;
   upstreamScheme: "http" | "https" = "http";
   upstreamStatus: number | undefined = undefined;
+  /** Interim responses of the upstream (103 and its like) that were passed on. */
+  interimHeads = 0;
   status = 0;
   /** Who produced the status: the application, or Coatcheck itself. */
   source: "upstream" | "proxy" = "proxy";
@@ -183,13 +185,15 @@ export class Exchange {
   /** The header sections of a watched request, masked, until it is kept. */
   capture: Capture | undefined = undefined;
 
-  resolveStartedMs: number | undefined = undefined;
-  resolvedMs: number | undefined = undefined;
-  forwardedMs: number | undefined = undefined;
-  upstreamHeadMs: number | undefined = undefined;
-  upstreamEndMs: number | undefined = undefined;
-  savedMs: number | undefined = undefined;
-  endedMs: number | undefined = undefined;
+  // Not a number: not reached. V8 keeps a number in place in a field that never holds anything else; in one that may be
+  // `undefined` as well, each is an object of its own.
+  #resolveStartedMs = Number.NaN;
+  #resolvedMs = Number.NaN;
+  #forwardedMs = Number.NaN;
+  #upstreamHeadMs = Number.NaN;
+  #upstreamEndMs = Number.NaN;
+  #savedMs = Number.NaN;
+  #endedMs = Number.NaN;
 
   constructor(init: {
     method: string;
@@ -205,6 +209,131 @@ export class Exchange {
     this.httpVersion = init.httpVersion;
     this.traceId = init.traceId;
     this.spanId = init.spanId;
+  }
+
+  get resolveStartedMs(): number | undefined {
+    return reached(this.#resolveStartedMs);
+  }
+
+  set resolveStartedMs(ms: number) {
+    this.#resolveStartedMs = ms;
+  }
+
+  get resolvedMs(): number | undefined {
+    return reached(this.#resolvedMs);
+  }
+
+  set resolvedMs(ms: number) {
+    this.#resolvedMs = ms;
+  }
+
+  get forwardedMs(): number | undefined {
+    return reached(this.#forwardedMs);
+  }
+
+  set forwardedMs(ms: number) {
+    this.#forwardedMs = ms;
+  }
+
+  get upstreamHeadMs(): number | undefined {
+    return reached(this.#upstreamHeadMs);
+  }
+
+  set upstreamHeadMs(ms: number) {
+    this.#upstreamHeadMs = ms;
+  }
+
+  get upstreamEndMs(): number | undefined {
+    return reached(this.#upstreamEndMs);
+  }
+
+  set upstreamEndMs(ms: number) {
+    this.#upstreamEndMs = ms;
+  }
+
+  get savedMs(): number | undefined {
+    return reached(this.#savedMs);
+  }
+
+  set savedMs(ms: number) {
+    this.#savedMs = ms;
+  }
+
+  get endedMs(): number | undefined {
+    return reached(this.#endedMs);
+  }
+
+  set endedMs(ms: number) {
+    this.#endedMs = ms;
+  }
+
+  /** Of a closed one; without what nobody asks of a record: `pending`, `capture` and `upstreamSpanId`. */
+  static copyOf(other: Exchange): Exchange {
+    const copy = new Exchange(other);
+    copy.become(other);
+    return copy;
+  }
+
+  /**
+   * Becomes the record of another exchange, which is closed. What keeps records for long keeps them in the same few
+   * objects: fresh ones, each of which outlives a garbage collection or two, are dear (bench/README.md).
+   */
+  become(other: Exchange): void {
+    // biome-ignore lint/complexity/noUselessThisAlias: of another type, without `readonly`
+    const own: { -readonly [Field in keyof Exchange]: Exchange[Field] } = this;
+    this.#startedMonotonic = other.#startedMonotonic;
+    own.startedAt = other.startedAt;
+    own.method = other.method;
+    own.methodLabel = other.methodLabel;
+    own.httpVersion = other.httpVersion;
+    this.path = other.path;
+    this.host = other.host;
+    this.scheme = other.scheme;
+    this.connectionScheme = other.connectionScheme;
+    this.tls = other.tls;
+    this.clientAddress = other.clientAddress;
+    this.requestHasContent = other.requestHasContent;
+    this.requestBytes = other.requestBytes;
+    this.responseBytes = other.responseBytes;
+    this.traceId = other.traceId;
+    own.spanId = other.spanId;
+    this.parentSpanId = other.parentSpanId;
+    this.sampled = other.sampled;
+    this.route = other.route;
+    this.cookie = other.cookie;
+    this.cookieSecret = other.cookieSecret;
+    this.session = other.session;
+    this.sessionSource = other.sessionSource;
+    this.logout = other.logout;
+    this.staleMs = other.staleMs;
+    this.handle = other.handle;
+    this.decision = other.decision;
+    this.stripped = other.stripped;
+    this.strippedNames = other.strippedNames;
+    this.spoofedNames = other.spoofedNames;
+    this.identified = other.identified;
+    this.writeBack = other.writeBack;
+    this.writeBackDropped = other.writeBackDropped;
+    this.writeBackDroppedNames = other.writeBackDroppedNames;
+    this.storeCommands = other.storeCommands;
+    this.storeCommandsDropped = other.storeCommandsDropped;
+    this.upstream = other.upstream;
+    this.upstreamScheme = other.upstreamScheme;
+    this.upstreamStatus = other.upstreamStatus;
+    this.interimHeads = other.interimHeads;
+    this.status = other.status;
+    this.source = other.source;
+    this.error = other.error;
+    this.errorMessage = other.errorMessage;
+    this.clientGone = other.clientGone;
+    this.watched = other.watched;
+    this.#resolveStartedMs = other.#resolveStartedMs;
+    this.#resolvedMs = other.#resolvedMs;
+    this.#forwardedMs = other.#forwardedMs;
+    this.#upstreamHeadMs = other.#upstreamHeadMs;
+    this.#upstreamEndMs = other.#upstreamEndMs;
+    this.#savedMs = other.#savedMs;
+    this.#endedMs = other.#endedMs;
   }
 
   /** Milliseconds since the request began. */
@@ -279,4 +408,8 @@ export class Exchange {
 function keepName(names: string[], name: string): void {
   if (names.length >= NAMES_KEPT) return;
   names.push(name.length > NAME_CHARACTERS_KEPT ? ownCopy(name.slice(0, NAME_CHARACTERS_KEPT)) : name);
+}
+
+function reached(ms: number): number | undefined {
+  return Number.isNaN(ms) ? undefined : ms;
 }

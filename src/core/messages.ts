@@ -22,6 +22,10 @@ export interface ClientResponse extends Writable {
   writeHead(status: number, reason: string, fields: string[]): unknown;
   /** Sends 100 (Continue). */
   writeContinue(): void;
+  /** Sends an interim head. @param status 102 to 199. @param fields names and values in turn, ASCII. */
+  writeInformation(status: number, fields: string[]): unknown;
+  /** What follows the content, where its length was not told; otherwise it is left out. */
+  addTrailers(fields: readonly [name: string, value: string][]): void;
   /** Sends the head before there is any content. */
   flushHeaders(): void;
 }

@@ -11,6 +11,7 @@ const READ = [
   "cookie",
   "expect",
   "max-forwards",
+  "te",
   "via",
   "traceparent",
   "tracestate",
@@ -95,6 +96,8 @@ export class RequestHead {
   expect: string | undefined = undefined;
   maxForwards: string | undefined = undefined;
   via: string | undefined = undefined;
+  /** `TE`, of which only "trailers" means anything to a recipient that is not the next hop. */
+  te: string | undefined = undefined;
   traceparent: string | undefined = undefined;
   tracestate: string | undefined = undefined;
   baggage: string | undefined = undefined;
@@ -171,6 +174,9 @@ function readField(
       return;
     case "content-length":
       if (head.contentLength !== undefined) throw badRequest("more than one Content-Length");
+      // Beyond this a number is not the one that was written, neither here nor in what is sent on.
+      if (value.length > 15 && Number(value) > Number.MAX_SAFE_INTEGER)
+        throw badRequest("a Content-Length beyond 2^53", 413);
       head.contentLength = value;
       head.kept.push(name, value);
       return;
@@ -186,6 +192,9 @@ function readField(
       return;
     case "max-forwards":
       head.maxForwards = value;
+      return;
+    case "te":
+      head.te = joined(head.te, value, ", ");
       return;
     case "via":
       head.via = joined(head.via, value, ", ");

@@ -25,28 +25,33 @@ export function loosestReadings(path: string): readonly string[] | undefined {
     if (layer === MAX_ENCODING_LAYERS) return undefined;
     reading = decoded;
   }
-  const loosest = (text: string): string =>
-    text
-      .replaceAll("\\", "/")
-      .replace(/;[^/]*/g, "")
-      .replace(/\/{2,}/g, "/")
-      .toLowerCase();
   return [loosest(reading), loosest(reading.replace(/[?#].*$/s, ""))];
+}
+
+/** The path, or a prefix of one, without what some server ignores: Windows cuts dots and blanks off a name. */
+export function loosest(path: string): string {
+  return path
+    .replaceAll("\\", "/")
+    .replace(/;[^/]*/g, "")
+    .replace(/(?<![. ])[. ]+(?=\/|$)|(?<=\/) +/g, "")
+    .replace(/\/{2,}/g, "/")
+    .toLowerCase();
 }
 
 const NOTHING_ELSE: readonly string[] = [];
 
 /**
- * Spellings with more than one meaning: a dot segment (clients resolve them before they send, RFC 3986 §5.2.4), two
- * slashes at the beginning (an authority to whoever resolves the path as a reference), control characters, and a
+ * Spellings with more than one meaning: a dot segment, also between blanks (clients resolve them before they send, RFC 3986
+ * §5.2.4), two slashes at the beginning (an authority to whoever resolves the path as a reference), control characters, and a
  * `;parameter` with an encoded `/`, `\`, `;` or `%`, which ends where the server says it ends.
  */
 function isTreacherous(path: string): boolean {
   return (
-    /(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\?#]|$)/.test(path) ||
+    /(^|[/\\]) *\.{1,2} *(;[^/\\]*)?([/\\?#]|$)/.test(path) ||
     /^[/\\]{2}/.test(path) ||
-    /\p{Cc}/u.test(path) ||
-    /;[^/\\]*%(2f|5c|3b|25)/i.test(path)
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for; from 0x80 on it is UTF-8
+    /[\x00-\x1f\x7f]/.test(path) ||
+    /;[^/\\;]*%(2f|5c|3b|25)/i.test(path)
   );
 }
 
@@ -57,10 +62,11 @@ function isPlain(path: string): boolean {
     const code = path.charCodeAt(i);
     if (code === 0x25 || code === 0x5c || code === 0x3b) return false; // % \ ;
     if (previous === 0x2f && (code === 0x2f || code === 0x2e)) return false; // "//" "/."
+    if (previous === 0x2e && code === 0x2f) return false; // "./"
     if (code >= 0x41 && code <= 0x5a) return false; // A to Z
     previous = code;
   }
-  return true;
+  return previous !== 0x2e; // a dot at the end
 }
 
 /** Decodes each valid escape as one octet; what is not valid stays as it is. */

@@ -23,6 +23,28 @@ export type ParsedHeaders = Readonly<Record<string, string | readonly string[] |
 
 const REMEMBERED_NAMES = 1024;
 
+/** Fields that have a meaning in the head of a final response only. */
+const HEAD_ONLY: ReadonlySet<string> = new Set([
+  "age",
+  "authorization",
+  "cache-control",
+  "content-encoding",
+  "content-range",
+  "content-type",
+  "cookie",
+  "date",
+  "expires",
+  "host",
+  "location",
+  "pragma",
+  "retry-after",
+  "strict-transport-security",
+  "vary",
+  "warning",
+  "www-authenticate",
+]);
+const PLAIN_VALUE = /^[\t\x20-\x7e]*$/;
+
 export const STRICT_TRANSPORT = "strict-transport-security";
 
 /** The header section of an upstream's response: what goes to the client, and what it commands. */
@@ -63,6 +85,7 @@ export class ResponseHeaderRules {
     const head = new ResponseHead();
     let connection: string | undefined;
     let via: string | undefined;
+    let chunked = false;
     for (let i = 0; i < raw.length; i += 2) {
       const name = latin1(raw[i] as Buffer | string);
       const { key, verdict } = this.#judge(name);
@@ -70,14 +93,19 @@ export class ResponseHeaderRules {
       const value = typeof once === "string" ? once : latin1(raw[i + 1] as Buffer | string);
       if (verdict === "keep") head.kept.push(name, value);
       else if (verdict === "content-length") {
+        // As in a request: no number here holds it.
+        if (value.length > 15 && Number(value) > Number.MAX_SAFE_INTEGER)
+          throw new ProxyError("http_protocol_error", "a Content-Length beyond 2^53");
         head.contentLength = value;
         head.kept.push(name, value);
       } else if (verdict === "set-cookie") {
         // The session cookie is not the application's to set.
         if (value.split("=", 1)[0]?.trim() !== this.#sessionCookie) head.kept.push(name, value);
       } else if (verdict === "connection") connection = connection === undefined ? value : `${connection},${value}`;
-      else if (verdict === "transfer-encoding") requireChunked(value);
-      else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
+      else if (verdict === "transfer-encoding") {
+        requireChunked(value, chunked);
+        chunked = true;
+      } else if (verdict === "via") via = via === undefined ? value : `${via}, ${value}`;
       else if (verdict !== "drop") {
         const values = head.commands?.[verdict] ?? [];
         values.push(value);
@@ -88,6 +116,26 @@ export class ResponseHeaderRules {
     if (connection !== undefined) removeListed(head.kept, connection);
     if (this.#strictTransport !== undefined) head.kept.push(STRICT_TRANSPORT, this.#strictTransport);
     return head;
+  }
+
+  /**
+   * The fields of an interim head (103 and its like), or those after the content: what they may say is less than in a head.
+   * Nothing in them commands the session, sets a cookie or says how a message is read, kept or gone on with (RFC 9110 §6.5.1).
+   * @returns names and values, in the order of the wire. What is not ASCII is left out: node would change it.
+   */
+  readAside(raw: readonly (Buffer | string)[]): [name: string, value: string][] {
+    const kept: [string, string][] = [];
+    let connection = "";
+    for (let i = 0; i < raw.length; i += 2) {
+      const name = latin1(raw[i] as Buffer | string);
+      const value = latin1(raw[i + 1] as Buffer | string);
+      const { key, verdict } = this.#judge(name);
+      if (verdict === "connection") connection += `,${value}`;
+      else if (verdict === "keep" && !HEAD_ONLY.has(key) && PLAIN_VALUE.test(value)) kept.push([name, value]);
+    }
+    if (connection === "") return kept;
+    const listed = new Set(connection.split(",").map((name) => name.trim().toLowerCase()));
+    return kept.filter(([name]) => !listed.has(name.toLowerCase()));
   }
 
   #judge(name: string): Judged {
@@ -118,9 +166,9 @@ function judgeAfresh(name: string): Verdict {
   return COMMAND_BY_NAME.has(folded) || folded.startsWith(INTERNAL_PREFIX) ? "drop" : "keep";
 }
 
-/** Content in another coding would reach the client without its name. */
-function requireChunked(value: string): void {
-  if (value.toLowerCase() !== "chunked")
+/** Content in another coding, or chunked twice (RFC 9112 §7.1), would reach the client without its name. */
+function requireChunked(value: string, before: boolean): void {
+  if (before || value.toLowerCase() !== "chunked")
     throw new ProxyError("http_protocol_error", "a Transfer-Encoding other than chunked");
 }
 

@@ -1,5 +1,5 @@
 import { badRequest } from "./errors.ts";
-import { loosestReadings } from "./request-path.ts";
+import { loosest, loosestReadings } from "./request-path.ts";
 
 export type SessionPolicy = "required" | "optional" | "none";
 
@@ -43,13 +43,13 @@ export interface RouteChoice {
 export class RouteTable {
   readonly #routes: readonly Route[];
   readonly #exact: PrefixTable;
-  /** The same with prefixes in lower case, for the loosest reading of a path. */
+  /** The same with prefixes as the loosest reading of a path has them. */
   readonly #loose: PrefixTable;
 
   constructor(routes: readonly Route[]) {
     this.#routes = routes;
     this.#exact = new PrefixTable(routes, (route) => route.prefix);
-    this.#loose = new PrefixTable(routes, (route) => route.prefix.toLowerCase());
+    this.#loose = new PrefixTable(routes, (route) => loosest(route.prefix));
   }
 
   /**

@@ -19,7 +19,7 @@ import type { SessionStore } from "../core/store.ts";
 import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.ts";
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
-import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget } from "../pipeline.ts";
+import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget, refuseLoop } from "../pipeline.ts";
 import { isMismatch } from "../session/binding.ts";
 import type { CookieNote, PresentedCookie } from "../session/cookie.ts";
 import { DryLookup, type Sighting } from "../session/dry-lookup.ts";
@@ -159,6 +159,7 @@ class Replay {
     if (head.forwardedFor !== undefined)
       exchange.clientAddress = clientAddressOf(this.#peer, head.forwardedFor, gate.trusted);
     exchange.parentSpanId = head.traceparent === undefined ? undefined : parseTraceParent(head.traceparent)?.spanId;
+    if (head.via !== undefined) refuseLoop(head.via);
     const target = readTarget(this.#parsed.url, exchange, head);
     const forGateway = isForGateway(exchange, target, head);
     this.#tell("request", `${exchange.method} ${target.hostname}${exchange.path}`, true);

@@ -1,6 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchange.ts";
-import type { HandshakeFailure } from "../core/handshake-failure.ts";
+import { HANDSHAKE_FAILURES, type HandshakeFailure } from "../core/handshake-failure.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
@@ -64,6 +64,7 @@ export class Metrics {
     this.#gauge("coatcheck_build_info").set({ version: build.version, node_version: build.nodeVersion }, 1);
     // A rise from nothing to one is no rise for Prometheus: the reasons are there from the beginning.
     for (const reason of LOGOUT_REASONS) this.#logouts.inc({ reason }, 0);
+    for (const reason of HANDSHAKE_FAILURES) this.#handshakeFailures.inc({ reason }, 0);
     const active = this.#active;
     this.#gauge("http_server_active_requests", function collect(this: Gauge) {
       for (const scheme of ["http", "https"] as const) {

@@ -42,7 +42,12 @@ export function renderRecord(exchange: Exchange) {
     upstream:
       exchange.upstream === undefined
         ? undefined
-        : { address: exchange.upstream, status: exchange.upstreamStatus, error: exchange.upstreamError },
+        : {
+            address: exchange.upstream,
+            status: exchange.upstreamStatus,
+            interimHeads: exchange.interimHeads,
+            error: exchange.upstreamError,
+          },
     response: {
       status: exchange.status,
       source: exchange.source,

@@ -1,4 +1,4 @@
-import type { Exchange } from "../core/exchange.ts";
+import { Exchange } from "../core/exchange.ts";
 import { type ExchangeRecord, renderRecord } from "./record.ts";
 
 export const RING_NAMES = ["recent", "slow", "errors"] as const;
@@ -33,24 +33,40 @@ export class Recorder {
     this.#rings.errors.resize(sizes.errors);
   }
 
-  /** Keeps the exchange as it is; it is rendered when somebody asks. */
+  /** Keeps what is in the exchange; it is rendered when somebody asks. */
   keep(exchange: Exchange): void {
-    this.#rings.recent.push(exchange);
+    this.#keepRecent(exchange);
     if ((exchange.endedMs ?? 0) > this.#slowerThanMs) this.#rings.slow.push(exchange);
     if (exchange.error !== undefined || exchange.status >= 500) this.#rings.errors.push(exchange);
   }
 
-  /** Everything that a ring holds now, newest first; each is rendered when it is come to. */
+  /** Into the object of the oldest, where there is one: see `Exchange.become`. The other rings take few. */
+  #keepRecent(exchange: Exchange): void {
+    const { recent } = this.#rings;
+    const oldest = recent.oldest;
+    if (oldest === undefined) recent.push(Exchange.copyOf(exchange));
+    else {
+      oldest.become(exchange);
+      recent.push(oldest);
+    }
+  }
+
+  /**
+   * Everything that a ring holds now, newest first; each is rendered when it is come to. What has been overwritten by
+   * then is left out.
+   */
   *records(ring: RingName): Generator<ExchangeRecord> {
-    for (const exchange of this.#rings[ring].newestFirst(Infinity)) yield renderRecord(exchange);
+    const held = this.#rings[ring].newestFirst(Infinity).map((exchange) => ({ exchange, spanId: exchange.spanId }));
+    for (const { exchange, spanId } of held) if (exchange.spanId === spanId) yield renderRecord(exchange);
   }
 
   /** @returns the records of a trace, each once, from whichever ring. */
   ofTrace(traceId: string): ExchangeRecord[] {
-    const found = new Set<Exchange>();
+    const found = new Map<string, Exchange>();
     for (const ring of Object.values(this.#rings))
-      for (const exchange of ring.newestFirst(Infinity)) if (exchange.traceId === traceId) found.add(exchange);
-    return [...found].map(renderRecord);
+      for (const exchange of ring.newestFirst(Infinity))
+        if (exchange.traceId === traceId) found.set(exchange.spanId, exchange);
+    return [...found.values()].map(renderRecord);
   }
 
   /** @returns at most `limit` records, newest first. */
@@ -71,6 +87,11 @@ export class Ring<T> {
 
   get count(): number {
     return this.#places.length;
+  }
+
+  /** What the next `push` overwrites; `undefined` while there is room. */
+  get oldest(): T | undefined {
+    return this.#places[this.#next];
   }
 
   push(item: T): void {

@@ -61,7 +61,9 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
   ];
   if (upstream.status !== undefined) {
     const tookMs = between(forwarded, upstreamHead);
-    steps.push({ step: "upstream-head", atMs: rounded(upstreamHead), tookMs, detail: `status ${upstream.status}` });
+    const interim = upstream.interimHeads > 0 ? `, after ${upstream.interimHeads} interim responses` : "";
+    const detail = `status ${upstream.status}${interim}`;
+    steps.push({ step: "upstream-head", atMs: rounded(upstreamHead), tookMs, detail });
   }
   steps.push(...commandSteps(record, (startedMs) => startedMs > (timings.resolved ?? Infinity)));
   if (writeBack.length > 0) {

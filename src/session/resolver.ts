@@ -2,7 +2,7 @@ import { type ProxyError, storeUnavailable } from "../core/errors.ts";
 import type { Exchange, SessionOutcome, SessionSource } from "../core/exchange.ts";
 import type { IdentityValues } from "../core/identity.ts";
 import { onBehalfOf } from "../core/on-behalf.ts";
-import type { FindResult, Session, SessionKey, SessionLife } from "../core/session.ts";
+import type { FindResult, Handle, Session, SessionKey, SessionLife } from "../core/session.ts";
 import type { MaybePromise, SessionStore } from "../core/store.ts";
 import type { PresentedCookie } from "./cookie.ts";
 
@@ -15,6 +15,8 @@ export interface Resolution {
   readonly session?: Session;
   /** With the outcome `expired`, where the store tells. */
   readonly life?: SessionLife;
+  /** Of the session; of a cached one it is cut out of the key only once. */
+  handle?: Handle;
   /** What upstream is told of the session; of a cached one only once. */
   identity?: IdentityValues;
   /** Absent when nobody had to be asked. */

@@ -37,6 +37,8 @@ export interface ForwardRequest {
   /** Called once, unless the response went out whole: nothing of it has been sent when `res.headersSent` is false. */
   readonly onFailure: (error: ProxyError) => void;
   readonly closeConnection: () => boolean;
+  /** Whether the client reads fields after the content; it has said so with `TE: trailers`. */
+  readonly wantsTrailers: boolean;
 }
 
 /**
@@ -134,10 +136,12 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     parsed: ParsedHeaders,
     reason?: string,
   ): void {
+    if (status < 100) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
     if (status < 200) {
       if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
         throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
       }
+      this.#passInterim(status, controller);
       return;
     }
     if (status > 599) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
@@ -168,6 +172,14 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
       .catch((error: unknown) => {
         if (!this.#done) this.#fail(upstreamError(error, true));
       });
+  }
+
+  /** 103 (Early Hints) and its like. Whether to go on is ours to say (100), and HTTP/1.0 knows no interim heads. */
+  #passInterim(status: number, controller: Dispatcher.DispatchController): void {
+    if (this.#done || status === 100 || this.#exchange.httpVersion === "1.0") return;
+    const fields = this.#request.responseRules.readAside(rawHeaders(controller)).flat();
+    this.#exchange.interimHeads++;
+    this.#res.writeInformation(status, fields);
   }
 
   /** Sends the response head. */
@@ -219,8 +231,16 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     }
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
+    if (this.#request.wantsTrailers) this.#addTrailers();
     if (this.#whole === undefined) this.#res.end();
     else this.#res.end(this.#whole.toString("latin1"), "latin1");
+  }
+
+  #addTrailers(): void {
+    const raw = this.#controller?.rawTrailers;
+    if (!Array.isArray(raw) || raw.length === 0) return;
+    const fields = this.#request.responseRules.readAside(raw);
+    if (fields.length > 0) this.#res.addTrailers(fields);
   }
 
   onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {

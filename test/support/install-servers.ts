@@ -1,4 +1,4 @@
-/** Makes sure that Redis, PostgreSQL, Prometheus, curl and h2load are there before the tests: they use real ones, and skip nothing. */
+/** Makes sure that the servers of other people are there before the tests: they use real ones, and skip nothing. */
 import { spawnSync } from "node:child_process";
 import { postgresProgram } from "./postgres.ts";
 
@@ -8,11 +8,13 @@ const SERVERS = {
   prometheus: { version: "2.42", isThere: () => runs("prometheus") && runs("promtool") },
   curl: { version: "7.88", isThere: () => runs("curl") },
   "nghttp2-client": { version: "1.52", isThere: () => runs("h2load") },
+  nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
+  haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
 
-function runs(program: string): boolean {
-  return spawnSync(program, ["--version"], { stdio: "ignore" }).status === 0;
+function runs(program: string, option = "--version"): boolean {
+  return spawnSync(program, [option], { stdio: "ignore" }).status === 0;
 }
 
 function missing(): (keyof typeof SERVERS)[] {
