@@ -52,6 +52,8 @@ export class Connections {
   /** A connection becomes idle when its answer is out; one that has never said anything is idle too, also for Node 24. */
   #closeIdle(): void {
     this.#server.closeIdleConnections();
+    // Again and again: a handshake that was under way may have ended since.
+    this.#closeSessions();
     for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
   }
 

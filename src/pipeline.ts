@@ -128,7 +128,7 @@ function joinTrace(gate: Gate, exchange: Exchange, head: RequestHead): void {
 export function readTarget(url: string, exchange: Exchange, head: RequestHead): RequestTarget {
   let target: RequestTarget;
   try {
-    target = readRequestTarget(exchange.method, url, head.host, exchange.httpVersion);
+    target = readRequestTarget(exchange.method, url, head.host, exchange.httpVersion, exchange.connectionScheme);
   } catch (error) {
     // What is no plain path may hold a password or a fragment.
     if (url.startsWith("/")) exchange.setPath(url.split(/[?#]/, 1)[0] ?? "", url);

@@ -86,6 +86,18 @@ t.test("several requests on one connection, pipelined as well, as without TLS", 
   t.match(await http1(bad, "GET / HTTP/1.1\r\nHost : a\r\n\r\n"), /^HTTP\/1\.1 400 /);
 });
 
+t.test("a URL as the target has to have the scheme of the connection", async (t) => {
+  const { gateway, ca, app } = await startSecure(t);
+  const status = async (target: string) => {
+    const octets = `GET ${target} HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n`;
+    return (await http1(await handshake(gateway.port, { ca }), octets)).slice(9, 12);
+  };
+  t.equal(await status("https://app.example/a"), "200");
+  t.match(app.received[0], { url: "/a", headers: { host: "app.example", "x-forwarded-proto": "https" } });
+  t.equal(await status("http://app.example/a"), "400");
+  t.equal(app.received.length, 1);
+});
+
 t.test("TLS 1.2 with forward secrecy, and nothing older or weaker; 1.3 alone if so configured", async (t) => {
   const { gateway, ca } = await startSecure(t);
   const weak = { ca, ciphers: "DEFAULT@SECLEVEL=0" };

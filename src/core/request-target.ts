@@ -18,6 +18,7 @@ const FORBIDDEN = /[^\x21-\x7e]|[#\\]/;
  * Reads the request target (RFC 9112 §3.2).
  * @param target as sent; the authority of an absolute form replaces `Host`.
  * @param host the `Host` field; absent is allowed in HTTP/1.0 only.
+ * @param scheme of the connection.
  * @throws ProxyError `http_request_error` (400, or 501 for a scheme that is not forwarded).
  */
 export function readRequestTarget(
@@ -25,6 +26,7 @@ export function readRequestTarget(
   target: string,
   host: string | undefined,
   httpVersion: string,
+  scheme: "http" | "https",
 ): RequestTarget {
   if (!host && httpVersion !== "1.0") throw badRequest("no Host");
   if (FORBIDDEN.test(target)) throw badRequest("a forbidden character in the request target");
@@ -33,9 +35,11 @@ export function readRequestTarget(
     if (method !== "OPTIONS") throw badRequest("the target * is for OPTIONS only");
     return { pathAndQuery: "*", path: "*", authority: host ?? "", hostname: hostnameOf(host ?? "") };
   }
-  const absolute = /^http:\/\/([^/?]+)([/?].*)?$/i.exec(target);
-  if (absolute === null) throw badRequest("neither a path nor an http: URL in the request target");
-  const [, authority = "", rest = "/"] = absolute;
+  const absolute = /^(https?):\/\/([^/?]+)([/?].*)?$/i.exec(target);
+  if (absolute === null) throw badRequest("neither a path nor a URL of HTTP in the request target");
+  const [, named = "", authority = "", rest = "/"] = absolute;
+  // Another scheme is about another resource (RFC 9110 §4.2.2), and applications are told this one.
+  if (named.toLowerCase() !== scheme) throw badRequest("another scheme in the request target than the connection's");
   return originForm(rest.startsWith("/") ? rest : `/${rest}`, authority);
 }
 
