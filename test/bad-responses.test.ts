@@ -68,6 +68,7 @@ const cases: Record<string, [octets: string, seen: Seen, ends?: boolean]> = {
   "a space before the colon": ["HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok", 502],
   "no colon": ["HTTP/1.1 200 OK\r\nwhatever\r\nContent-Length: 2\r\n\r\nok", 502],
   "a field without a name": ["HTTP/1.1 200 OK\r\n: x\r\nContent-Length: 2\r\n\r\nok", 502],
+  "status 000": ["HTTP/1.1 000 None\r\nContent-Length: 0\r\n\r\n", 502],
   "status 99": ["HTTP/1.1 99 Odd\r\nContent-Length: 0\r\n\r\n", 502],
   "status 600": ["HTTP/1.1 600 Odd\r\nContent-Length: 0\r\n\r\n", 502],
   "status 2000": ["HTTP/1.1 2000 Odd\r\nContent-Length: 0\r\n\r\n", 502],

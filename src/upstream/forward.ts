@@ -160,6 +160,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     parsed: ParsedHeaders,
     reason?: string,
   ): void {
+    if (status < 100 || status > 599) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
     if (status < 200) {
       if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
         throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
@@ -167,7 +168,6 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
       this.#passInterim(status, controller);
       return;
     }
-    if (status > 599) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
     this.#headSeen = true;
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
     this.#exchange.upstreamStatus = status;
