@@ -6,6 +6,7 @@ import type { Exchange } from "./core/exchange.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import type { Peer } from "./core/peer.ts";
 import { STRICT_TRANSPORT } from "./core/response-head.ts";
+import { type ErrorPages, isForPerson, wordsFor } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
 
 /** What Coatcheck says itself, without the application. Never an address of the inside, never a stack trace. */
@@ -18,6 +19,7 @@ export interface Conversation {
   readonly exchange: Exchange;
   /** Value of `Strict-Transport-Security`, which every response of this listener has. */
   readonly strictTransport: string | undefined;
+  readonly errorPages: ErrorPages;
   /** The client waits for 100 (Continue) before it sends the content; false when it was told to. */
   expectsContinue: boolean;
   /** Set while an upstream is at work: called when the client's connection ends, with or without a whole response. */
@@ -38,31 +40,14 @@ export const LINGER_MS = 1_000;
 /** Seconds after which a client may try again when the store or the application is away. */
 const RETRY_AFTER_SECONDS = 5;
 
-const TITLES: Readonly<Record<number, string>> = {
-  302: "Sign in first",
-  308: "Only over HTTPS",
-  400: "The request cannot be understood",
-  401: "Sign in first",
-  403: "Not allowed",
-  404: "Nothing is configured for this address",
-  405: "Method not allowed",
-  408: "The request took too long",
-  409: "Somebody else changed the same thing at the same moment",
-  413: "The request is too large",
-  414: "The address is too long",
-  417: "The expectation cannot be met",
-  431: "The request header section is too large",
-  500: "Something went wrong here",
-  501: "Not implemented",
-  502: "The application gave no valid answer",
-  503: "Temporarily unavailable",
-  504: "The application took too long",
-};
-
 /** Problem details for the client (RFC 9457), with the trace id that the log and the recorder have. */
 export function problemBody(status: number, error: ErrorCode | undefined, traceId: string): string {
-  const problem = { type: "about:blank", title: TITLES[status] ?? "Error", status, ...(error && { error }), traceId };
+  const problem = { type: "about:blank", title: titleOf(status, error), status, ...(error && { error }), traceId };
   return `${JSON.stringify(problem)}\n`;
+}
+
+function titleOf(status: number, error: ErrorCode | undefined): string {
+  return status < 400 ? (STATUS_CODES[status] ?? "") : wordsFor(status, error).title;
 }
 
 /** Sends an answer of our own. A request whose content was not read closes the connection: the rest is no request. */
@@ -73,8 +58,17 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   // In HTTP/2 the rest belongs to this stream alone, which ends with the answer.
   const unread = exchange.requestHasContent && !req.complete && req.httpVersionMajor === 1;
   const head = ["cache-control", "no-store", ...fields];
-  const body = status === 204 ? "" : problemBody(status, error, exchange.traceId);
-  if (status !== 204) head.push("content-type", "application/problem+json", "content-length", String(body.length));
+  let body = "";
+  if (status >= 400 && isForPerson(req.rawHeaders)) {
+    const page = conversation.errorPages.page(status, error, exchange.traceId);
+    body = page.body;
+    head.push(...page.fields);
+  } else if (status !== 204) {
+    body = problemBody(status, error, exchange.traceId);
+    head.push("content-type", "application/problem+json");
+  }
+  const length = Buffer.byteLength(body);
+  if (status !== 204) head.push("content-length", String(length));
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
   if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
   // What follows a message that was not understood may be no message.
@@ -82,7 +76,7 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   if (conversation.strictTransport !== undefined) head.push(STRICT_TRANSPORT, conversation.strictTransport);
   if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);
   res.writeHead(status, STATUS_CODES[status] ?? "", head);
-  if (exchange.method !== "HEAD") exchange.responseBytes = body.length;
+  if (exchange.method !== "HEAD") exchange.responseBytes = length;
   // Where no content was announced, node has ended the request already, and nothing of it is still under way.
   const lingers = unread && !req.readableEnded && !conversation.expectsContinue && exchange.method !== "HEAD";
   if (lingers) lingeringEnd(req, res, exchange, body);

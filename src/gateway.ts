@@ -13,6 +13,7 @@ import { RouteTable } from "./core/routes.ts";
 import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
+import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
 import { createListener, type ListenerOptions } from "./listener.ts";
 import { Connections, open, portOf, urlOf } from "./listening.ts";
@@ -54,6 +55,7 @@ interface GatewayParts {
   readonly observer: Observer;
   readonly plainStore: SessionStore;
   readonly tls: TlsMaterial;
+  readonly errorPages: ErrorPages;
 }
 
 const STANDARD_OUTPUT = 1;
@@ -81,7 +83,8 @@ export class Gateway {
   readonly #redirectorConnections: Connections | undefined;
   readonly #unwatchCertificates: (() => void)[] = [];
 
-  private constructor(config: Config, { observer, plainStore, tls }: GatewayParts, options: GatewayOptions) {
+  private constructor(config: Config, parts: GatewayParts, options: GatewayOptions) {
+    const { observer, plainStore, tls, errorPages } = parts;
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
@@ -128,6 +131,7 @@ export class Gateway {
       logouts,
       identity,
       observer,
+      errorPages,
       isDraining: () => this.#draining,
     };
     const listener = createListener(gate, listenerOptions(config, tls));
@@ -189,6 +193,7 @@ export class Gateway {
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
     const tls = await readTls(config);
+    const errorPages = await readErrorPages(config);
     const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
@@ -201,7 +206,7 @@ export class Gateway {
       const plainStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, tls }, options);
+      return new Gateway(config, { observer, plainStore, tls, errorPages }, options);
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -373,6 +378,11 @@ function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean
   const { FORCE_COLOR: force, NO_COLOR: no } = process.env;
   if (force !== undefined) return { colours: force !== "0" && force !== "false" };
   return { colours: terminal && !no && process.stdout.hasColors() };
+}
+
+/** @throws Error that names the files that cannot be used. */
+export function readErrorPages({ errors: { pages } }: Config): Promise<ErrorPages> {
+  return pages === undefined ? Promise.resolve(new ErrorPages()) : ErrorPages.read(pages);
 }
 
 /** What a store has to know of the configuration, whoever opens it. */

@@ -5,6 +5,7 @@ import {
   type Server,
   type ServerOptions,
   type ServerResponse,
+  STATUS_CODES,
 } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
@@ -114,6 +115,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       peer: connection.peer,
       exchange,
       strictTransport,
+      errorPages: gate.errorPages,
       expectsContinue,
     };
     connection.running.add(conversation);
@@ -304,7 +306,7 @@ function record(gate: Gate, { peer }: Connection, httpVersion: string, { status,
 function writeRefusal(socket: Socket, { status }: Refusal, traceId: string, strictTransport: string | undefined): void {
   const body = problemBody(status, "http_request_error", traceId);
   socket.end(
-    `HTTP/1.1 ${status} Refused\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
+    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? "Refused"}\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
       `content-length: ${body.length}\r\nproxy-status: coatcheck; error=http_request_error\r\ncache-control: no-store\r\n` +
       `${strictTransport === undefined ? "" : `${STRICT_TRANSPORT}: ${strictTransport}\r\n`}connection: close\r\n\r\n${body}`,
   );

@@ -12,6 +12,7 @@ import type { Route, RouteTable } from "./core/routes.ts";
 import { type Binding, handleOf, MAX_USER_AGENT_LENGTH, type SessionClient } from "./core/session.ts";
 import { parseTraceParent } from "./core/trace-context.ts";
 import { upstreamFields } from "./core/upstream-fields.ts";
+import type { ErrorPages } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
 import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
@@ -41,6 +42,7 @@ export interface Gate {
   readonly logouts: Logouts;
   readonly identity: IdentityHeaders;
   readonly observer: Observer;
+  readonly errorPages: ErrorPages;
   readonly isDraining: () => boolean;
 }
 

@@ -6,7 +6,7 @@ import { type Environment, loadConfigFile } from "../config/load.ts";
 import { maskSettings } from "../config/mask.ts";
 import type { StoreReport } from "../core/administration.ts";
 import type { SessionStore } from "../core/store.ts";
-import { storeOptions } from "../gateway.ts";
+import { readErrorPages, storeOptions } from "../gateway.ts";
 import { explain } from "../store/failures.ts";
 import { openStore } from "../store/open.ts";
 import { probeStore } from "../store/probe.ts";
@@ -23,6 +23,7 @@ export async function check(args: readonly string[], environment: Environment): 
   if (values.config === undefined) throw new UsageError("check needs --config FILE");
   const { settings, config } = loadConfigFile(values.config, environment);
   await readTls(config);
+  await readErrorPages(config);
   if (!values.store) return print(stringify(maskSettings(settings)));
   const store = await openConfigured(config.store, config);
   try {

@@ -86,6 +86,7 @@ export interface Config {
     /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
     readonly dumps: { readonly folder: string | undefined };
   };
+  readonly errors: { readonly pages: string | undefined };
   readonly shutdown: { readonly delayMs: number; readonly timeoutMs: number };
   /** What this was made from, secrets masked: for people. */
   readonly shown: Settings;
@@ -147,6 +148,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       recorder: observe.recorder,
       dumps: { folder: observe.dumps.folder },
     },
+    errors: { pages: settings.errors.pages },
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });

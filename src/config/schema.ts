@@ -567,6 +567,19 @@ const shutdown = z
   .prefault({})
   .describe("What SIGTERM and SIGINT do.");
 
+const errors = z
+  .strictObject({
+    pages: z
+      .string()
+      .min(1)
+      .optional()
+      .describe(
+        "Folder with pages of your own: `503.html`, `5xx.html`, `4xx.html`, `error.html`; [docs/errors.md](errors.md). Relative to the working directory, read at the start.",
+      ),
+  })
+  .prefault({})
+  .describe("What people see when Coatcheck itself answers with an error.");
+
 export const settingsSchema = z
   .strictObject({
     listen,
@@ -576,6 +589,7 @@ export const settingsSchema = z
     session,
     identity,
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),
+    errors,
     observe,
     shutdown,
   })

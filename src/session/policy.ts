@@ -1,4 +1,5 @@
 import type { PolicyDecision } from "../core/exchange.ts";
+import { waitsForPage } from "../core/navigation.ts";
 import type { RequestHead } from "../core/request-head.ts";
 import type { Route } from "../core/routes.ts";
 import type { Resolution } from "./resolver.ts";
@@ -12,9 +13,7 @@ export function decide(route: Route, resolution: Resolution, method: string, hea
   return route.loginRedirect !== undefined && isNavigation(method, head) ? "login-redirect" : "denied";
 }
 
-/** Whether a person waits for a page. Scripts get 401: they cannot follow a redirect to a login form. */
+/** Whether a person waits for a page that can be asked for again. Scripts get 401: they cannot follow a redirect to a login form. */
 export function isNavigation(method: string, head: RequestHead): boolean {
-  if (method !== "GET" && method !== "HEAD") return false;
-  if (head.secFetchMode !== undefined) return head.secFetchMode === "navigate";
-  return head.accept?.includes("text/html") ?? false;
+  return (method === "GET" || method === "HEAD") && waitsForPage(head.secFetchMode, head.accept);
 }
