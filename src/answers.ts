@@ -1,4 +1,5 @@
-import { STATUS_CODES } from "node:http";
+import { ServerResponse, STATUS_CODES } from "node:http";
+import { TLSSocket } from "node:tls";
 import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
@@ -119,6 +120,18 @@ export function fail(conversation: Conversation, error: unknown, observer: Obser
   exchange.fail(failure.code, failure.message);
   if (res.headersSent) {
     exchange.status ||= failure.status;
-    res.destroy();
+    cut(res, exchange.httpVersion);
   } else answer(conversation, { status: failure.status, error: failure.code });
+}
+
+/** In HTTP/1.0 the content may end with the connection: only a reset says that there should have been more. */
+function cut(res: ClientResponse, httpVersion: string): void {
+  if (
+    httpVersion === "1.0" &&
+    res instanceof ServerResponse &&
+    res.socket !== null &&
+    !(res.socket instanceof TLSSocket)
+  )
+    res.socket.resetAndDestroy();
+  res.destroy();
 }

@@ -262,10 +262,6 @@ function send(
   const { req, res, exchange, expectsContinue } = conversation;
   const upstream = gate.upstreams[route.index];
   if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
-  if (expectsContinue) {
-    res.writeContinue();
-    conversation.expectsContinue = false;
-  }
   const { hasContent, chunked } = head;
   conversation.onClose = forward(
     {
@@ -281,11 +277,18 @@ function send(
       onFailure: (error) => fail(conversation, error, gate.observer),
       closeConnection: gate.isDraining,
       wantsTrailers: head.te !== undefined && TRAILERS.test(head.te),
+      onConnected: expectsContinue ? () => goOn(conversation) : undefined,
     },
     req,
     res,
     exchange,
   );
+}
+
+/** Tells a client that waits for it to send the content (RFC 9110 §10.1.1). */
+function goOn(conversation: Conversation): void {
+  conversation.res.writeContinue();
+  conversation.expectsContinue = false;
 }
 
 /** What the session needs before the response head is released. @returns the `Set-Cookie` for the browser, if any. */

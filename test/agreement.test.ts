@@ -259,6 +259,8 @@ function compareMetrics(records: readonly ExchangeRecord[], metrics: string): Di
       const [server_address, server_port] = upstream.address.split(":");
       const labels = { http_request_method, server_address, server_port, error_type: upstream.error };
       add("http_client_request_duration_seconds_count", { ...labels, http_response_status_code: upstream.status });
+      if (upstream.retries > 0)
+        add("coatcheck_upstream_retries_total", { server_address, server_port }, upstream.retries);
     }
     if (session.outcome !== "not-asked")
       add("coatcheck_session_resolutions_total", { outcome: session.outcome, source: session.source ?? "none" });
@@ -270,7 +272,7 @@ function compareMetrics(records: readonly ExchangeRecord[], metrics: string): Di
     if (session.cookie === "bad-signature") add("coatcheck_cookie_verifications_total", { secret: "none" });
   }
   const counted =
-    /^(http_(server|client)_request_duration_seconds_count|coatcheck_(session_resolutions|headers_stripped|write_back|cookie_verifications)_total)\{/;
+    /^(http_(server|client)_request_duration_seconds_count|coatcheck_(session_resolutions|headers_stripped|write_back|cookie_verifications|upstream_retries)_total)\{/;
   const names = new Set([...expected.keys(), ...[...found.keys()].filter((key) => counted.test(key))]);
   const sum = total(metrics, "http_server_request_duration_seconds_sum");
   return [

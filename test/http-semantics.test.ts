@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import t from "tap";
 import { raw, until } from "./support/client.ts";
-import { startGateway, startHttp, startTcp, type Teardown } from "./support/servers.ts";
+import { freePort, startGateway, startHttp, startTcp, type Teardown } from "./support/servers.ts";
 
 /** An upstream that reads a request head and answers with these octets. */
 async function answering(t: Teardown, octets: string) {
@@ -170,4 +170,75 @@ t.test("nothing waits for more: an event stream, and an answer before the end of
     (it) => it.includes("too large"),
   );
   t.match(reply, /^HTTP\/1.1 413 .*connection: close/is);
+});
+
+/** Answers the first request on each connection, and does something else with the second one. */
+async function closingUnderTheSecond(t: Teardown, onSecond: (socket: Socket) => void) {
+  const requests: string[] = [];
+  const { url } = await startTcp(t, (socket) => {
+    let count = 0;
+    socket.setEncoding("latin1").on("data", (text: string) => {
+      requests.push(text.split(" HTTP/", 1)[0] ?? "");
+      if (++count === 1) socket.write(OK);
+      else onSecond(socket);
+    });
+  });
+  return { gateway: await startGateway(t, { routes: [{ upstream: url, session: "none" }] }), requests };
+}
+
+const RETRIED = /^coatcheck_upstream_retries_total\{.*\} (\d+)$/m;
+
+t.test("an idle connection that is closed at the moment of its next use costs nobody an answer", async (t) => {
+  const ends = [(socket: Socket) => socket.resetAndDestroy(), (socket: Socket) => socket.end()];
+  for (const end of ends) {
+    const { gateway, requests } = await closingUnderTheSecond(t, end);
+    for (const method of ["GET", "GET", "OPTIONS"]) {
+      const reply = await raw(gateway.port, GET().replace("GET", method), (text) => text.endsWith("ok"));
+      t.match(reply, /^HTTP\/1.1 200 /, method);
+    }
+    t.same(requests, ["GET /", "GET /", "GET /", "OPTIONS /", "OPTIONS /"]);
+    const [third, second, first] = await until(async () => {
+      const all = await gateway.exchanges();
+      return all.length === 3 ? all : undefined;
+    });
+    t.same([first?.upstream?.retries, second?.upstream?.retries, third?.upstream?.retries], [0, 1, 1]);
+    t.match(
+      (third as unknown as { steps: { step: string }[] }).steps.find(({ step }) => step === "forwarded"),
+      { detail: /, twice: the first connection was closed before an answer began$/ },
+    );
+    t.equal((await gateway.metrics()).match(RETRIED)?.[1], "2");
+  }
+});
+
+t.test(
+  "what may not be sent again is not: content, methods that change something, an answer that has begun",
+  async (t) => {
+    const cases: [name: string, request: string, onSecond: (socket: Socket) => void][] = [
+      ["POST", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", (socket) => socket.resetAndDestroy()],
+      ["DELETE", GET().replace("GET", "DELETE"), (socket) => socket.resetAndDestroy()],
+      ["PUT", "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi", (socket) => socket.resetAndDestroy()],
+      ["begun", GET(), (socket) => socket.end("HTTP/1.1 2")],
+      ["after an interim answer", GET(), (socket) => socket.end(`${EARLY}\r\n`)],
+    ];
+    for (const [name, request, onSecond] of cases) {
+      const { gateway, requests } = await closingUnderTheSecond(t, onSecond);
+      t.match(await raw(gateway.port, GET(), (text) => text.endsWith("ok")), /^HTTP\/1.1 200 /);
+      t.match(await raw(gateway.port, request, (text) => text.includes('"traceId"')), /HTTP\/1.1 502 /, name);
+      t.equal(requests.length, 2, name);
+      t.notMatch(await gateway.metrics(), RETRIED, name);
+    }
+    // On a connection of its own, the request may be what broke it.
+    let asked = 0;
+    const { url } = await startTcp(t, (socket) => socket.once("data", () => asked++ < 9 && socket.resetAndDestroy()));
+    const gateway = await startGateway(t, { upstream: url });
+    t.match(await raw(gateway.port, GET(), (text) => text.includes('"traceId"')), /^HTTP\/1.1 502 /);
+    t.equal(asked, 1);
+  },
+);
+
+t.test("100 (Continue) waits for a connection to the application", async (t) => {
+  const refusing = await startGateway(t, { upstream: `http://127.0.0.1:${await freePort()}` });
+  const post = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+  const reply = await raw(refusing.port, post, (text) => text.includes('"traceId"'));
+  t.match(reply, /^HTTP\/1.1 502 .*connection: close/is, "no 100 in front");
 });

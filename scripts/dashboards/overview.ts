@@ -251,6 +251,18 @@ const errors: Row = {
         },
       ],
     }),
+    series({
+      title: "Requests sent again",
+      about:
+        "Per minute. The upstream closed an idle connection while a request was on its way. A few are normal; many mean that its keep-alive timeout is shorter than ours (4 seconds), and that some requests become 502.",
+      unit: "short",
+      queries: [
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_retries_total", "", ["server_address", "server_port"])}`,
+          legend: "{{server_address}}:{{server_port}}",
+        },
+      ],
+    }),
   ],
 };
 

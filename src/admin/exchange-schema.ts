@@ -98,6 +98,9 @@ const RECORD = z.strictObject({
     .strictObject({
       address: z.string(),
       status: z.int().optional(),
+      retries: z
+        .int()
+        .describe("How often the request was sent again, because a connection from before was closed under it."),
       interimHeads: z.int().describe("Interim responses (103 and its like) that were passed on."),
       error: z
         .enum(ERROR_CODES)

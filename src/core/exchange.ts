@@ -166,6 +166,8 @@ export class Exchange {
   upstream: string | undefined = undefined;
   upstreamScheme: "http" | "https" = "http";
   upstreamStatus: number | undefined = undefined;
+  /** How often it was sent again, because a connection from before was closed under it. */
+  upstreamRetries = 0;
   /** Interim responses of the upstream (103 and its like) that were passed on. */
   interimHeads = 0;
   status = 0;
@@ -320,6 +322,7 @@ export class Exchange {
     this.upstream = other.upstream;
     this.upstreamScheme = other.upstreamScheme;
     this.upstreamStatus = other.upstreamStatus;
+    this.upstreamRetries = other.upstreamRetries;
     this.interimHeads = other.interimHeads;
     this.status = other.status;
     this.source = other.source;

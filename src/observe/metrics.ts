@@ -30,6 +30,7 @@ export class Metrics {
   readonly #verifications = this.#counter("coatcheck_cookie_verifications_total");
   readonly #storeSessions = this.#gauge("coatcheck_session_store_sessions");
   readonly #upstreamUp = this.#gauge("coatcheck_upstream_up");
+  readonly #upstreamRetries = this.#counter("coatcheck_upstream_retries_total");
   readonly #upstreams = new Map<string, boolean>();
   readonly #operations = this.#counter("coatcheck_session_operations_total");
   readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
@@ -110,6 +111,8 @@ export class Metrics {
       upstreamMs = (exchange.upstreamEndMs ?? durationMs) - exchange.forwardedMs;
       this.#clientSeries(exchange).observe(upstreamMs / 1000, traceId);
       this.#noteUpstream(exchange);
+      if (exchange.upstreamRetries > 0)
+        this.#upstreamRetries.inc(serverLabels(exchange.upstream ?? ""), exchange.upstreamRetries);
     }
     this.#overheadSeries.observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
     if (exchange.session !== "not-asked") {

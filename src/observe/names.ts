@@ -191,6 +191,13 @@ export const METRICS = {
     advice:
       "0: visitors get 502 or 504. `error_type` of `http_client_request_duration_seconds` says how it fails. Absent until the first request.",
   },
+  coatcheck_upstream_retries_total: {
+    type: "counter",
+    help: "Requests that were sent again, because the upstream closed an idle connection at that very moment.",
+    labels: ["server_address", "server_port"],
+    advice:
+      "A few are normal. Many: the upstream closes idle connections sooner than 4 seconds, or falls over; requests that may not be sent again become 502 (`connection_terminated`). Make its keep-alive timeout longer.",
+  },
   coatcheck_headers_stripped_total: {
     type: "counter",
     help: "Request headers that a client may not send and that were removed.",
@@ -292,6 +299,7 @@ export const ATTRIBUTES = {
   protocolVersion: "network.protocol.version",
   tlsVersion: "tls.protocol.version",
   tlsCipher: "tls.cipher",
+  resendCount: "http.request.resend_count",
   errorType: "error.type",
   serverAddress: "server.address",
   serverPort: "server.port",

@@ -45,6 +45,7 @@ export function renderRecord(exchange: Exchange) {
         : {
             address: exchange.upstream,
             status: exchange.upstreamStatus,
+            retries: exchange.upstreamRetries,
             interimHeads: exchange.interimHeads,
             error: exchange.upstreamError,
           },

@@ -114,7 +114,7 @@ function commandSpan(exchange: Exchange, command: StoreCommand, parentSpanId: st
 }
 
 function upstreamSpan(exchange: Exchange, startMs: number, endMs: number): SpanInit {
-  const { upstream = "", upstreamStatus, upstreamScheme, upstreamError, methodLabel } = exchange;
+  const { upstream = "", upstreamStatus, upstreamRetries, upstreamScheme, upstreamError, methodLabel } = exchange;
   const colon = upstream.lastIndexOf(":");
   const refused = upstreamStatus !== undefined && upstreamStatus >= 400 ? String(upstreamStatus) : undefined;
   return {
@@ -132,6 +132,7 @@ function upstreamSpan(exchange: Exchange, startMs: number, endMs: number): SpanI
       [A.serverAddress]: upstream.slice(0, colon),
       [A.serverPort]: Number(upstream.slice(colon + 1)),
       ...optional(A.status, upstreamStatus),
+      ...optional(A.resendCount, upstreamRetries > 0 ? upstreamRetries : undefined),
       ...optional(A.errorType, upstreamError ?? refused),
     },
   };

@@ -57,7 +57,7 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
   const { forwarded, upstreamHead, saved, upstreamEnd } = timings;
   const steps: Step[] = [
     { step: "injected", detail: headers.identity.join(", ") || "identity headers, all of them empty" },
-    { step: "forwarded", atMs: rounded(forwarded), detail: `to ${upstream.address}` },
+    { step: "forwarded", atMs: rounded(forwarded), detail: `to ${upstream.address}${againText(upstream.retries)}` },
   ];
   if (upstream.status !== undefined) {
     const tookMs = between(forwarded, upstreamHead);
@@ -75,6 +75,10 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
     steps.push({ step: "upstream-end", atMs: rounded(upstreamEnd), tookMs: between(forwarded, upstreamEnd), detail });
   }
   return steps;
+}
+
+function againText(retries: number): string {
+  return retries === 0 ? "" : ", twice: the first connection was closed before an answer began";
 }
 
 /** @param isMeant by when the command was sent: for the look-up, or after it. */

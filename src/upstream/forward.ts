@@ -19,6 +19,12 @@ const MAX_INTERIM_HEADS = 16;
 /** Methods whose content has no defined meaning: servers differ in whether they read it (RFC 9110 §9.3). */
 const BODILESS_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"]);
 
+/**
+ * Methods that change nothing, so that a request without content may be sent again (RFC 9110 §9.2.2). Other idempotent
+ * ones may too, but a `DELETE` that was carried out twice says that there was nothing to delete.
+ */
+const SAFE_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "OPTIONS"]);
+
 export interface ForwardRequest {
   readonly upstream: Upstream;
   readonly method: string;
@@ -39,6 +45,8 @@ export interface ForwardRequest {
   readonly closeConnection: () => boolean;
   /** Whether the client reads fields after the content; it has said so with `TE: trailers`. */
   readonly wantsTrailers: boolean;
+  /** Called when there is a connection that the content can go to, where the client waits for that (100). */
+  readonly onConnected: (() => void) | undefined;
 }
 
 /**
@@ -51,26 +59,12 @@ export function forward(
   res: ClientResponse,
   exchange: Exchange,
 ): () => void {
-  const { upstream, method, path, headers, hasContent, chunked } = request;
+  const { upstream } = request;
   const attempt = new ForwardAttempt(request, req, res, exchange);
   exchange.upstream = upstream.address;
   exchange.upstreamScheme = upstream.scheme;
   exchange.forwardedMs = exchange.elapsedMs();
-  upstream.dispatch(
-    {
-      method: method as Dispatcher.HttpMethod,
-      path,
-      headers,
-      body: hasContent ? requestContent(req, exchange, upstream.idleTimeoutMs) : null,
-      // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
-      // not be a next one (CVE-2026-29057).
-      ...(hasContent &&
-        (BODILESS_METHODS.has(method) || (chunked && method !== "POST" && method !== "PUT" && method !== "PATCH")) && {
-          reset: true,
-        }),
-    },
-    attempt,
-  );
+  attempt.dispatch();
   return () => attempt.abandon();
 }
 
@@ -107,6 +101,9 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   readonly #res: ClientResponse;
   readonly #exchange: Exchange;
   #controller: Dispatcher.DispatchController | undefined;
+  /** Whether the connection has had a request before this one: then its server may have closed it just now. */
+  #isReused = false;
+  #answerBegun = false;
   #interimHeads = 0;
   #headSeen = false;
   /** The head waits, and so does the end, which nothing holds back where there is no content. */
@@ -125,9 +122,36 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#exchange = exchange;
   }
 
+  dispatch(): void {
+    const { upstream, method, path, headers, hasContent, chunked } = this.#request;
+    upstream.dispatch(
+      {
+        method: method as Dispatcher.HttpMethod,
+        path,
+        headers,
+        body: hasContent ? requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs) : null,
+        // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
+        // not be a next one (CVE-2026-29057).
+        ...(hasContent &&
+          (BODILESS_METHODS.has(method) ||
+            (chunked && method !== "POST" && method !== "PUT" && method !== "PATCH")) && {
+            reset: true,
+          }),
+      },
+      this,
+    );
+  }
+
   onRequestStart(controller: Dispatcher.DispatchController): void {
     this.#controller = controller;
+    this.#isReused = !this.#request.upstream.hasJustConnected();
     if (this.#done) controller.abort(new Error("the client has gone"));
+    else this.#request.onConnected?.();
+  }
+
+  /** The first octet, of an interim answer too. */
+  onResponseStarted(): void {
+    this.#answerBegun = true;
   }
 
   onResponseStart(
@@ -136,7 +160,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     parsed: ParsedHeaders,
     reason?: string,
   ): void {
-    if (status < 100) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
+    if (status < 100 || status > 599) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
     if (status < 200) {
       if (++this.#interimHeads > MAX_INTERIM_HEADS || status === 101) {
         throw new ProxyError("http_protocol_error", "unasked 101, or too many interim responses");
@@ -144,7 +168,6 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
       this.#passInterim(status, controller);
       return;
     }
-    if (status > 599) throw new ProxyError("http_protocol_error", `the upstream sent status ${status}`);
     this.#headSeen = true;
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
     this.#exchange.upstreamStatus = status;
@@ -247,7 +270,33 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
     if (this.#done) return;
-    this.#fail(upstreamError(error, this.#headSeen));
+    const failure = upstreamError(error, this.#headSeen);
+    if (failure.code === "connection_terminated" && this.#maySendAgain()) this.#sendAgain();
+    else this.#fail(failure);
+  }
+
+  /**
+   * A server that closes an idle connection at the very moment when a request is sent on it has not read that request
+   * (RFC 9112 §9.3.1). A connection that was made for the request is another matter: the request may be what broke it.
+   */
+  #maySendAgain(): boolean {
+    const { method, hasContent } = this.#request;
+    return (
+      this.#isReused &&
+      !this.#answerBegun &&
+      !hasContent &&
+      this.#exchange.upstreamRetries === 0 &&
+      SAFE_METHODS.has(method)
+    );
+  }
+
+  /** Not at once: undici is still about to clear the old connection away. */
+  #sendAgain(): void {
+    this.#exchange.upstreamRetries++;
+    this.#controller = undefined;
+    queueMicrotask(() => {
+      if (!this.#done) this.dispatch();
+    });
   }
 
   #fail(error: ProxyError): void {

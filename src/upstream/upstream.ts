@@ -38,6 +38,7 @@ export class Upstream {
   readonly #pool: Pool;
   /** For undici: the same with every request, which otherwise asks for the `Host` that the client has chosen. */
   readonly #serverName: string | undefined;
+  #hasJustConnected = false;
 
   constructor(options: UpstreamOptions) {
     const url = new URL(options.target);
@@ -56,6 +57,22 @@ export class Upstream {
       bodyTimeout: options.idleTimeoutMs,
       maxHeaderSize: MAX_RESPONSE_HEAD_BYTES,
     });
+    this.#pool.on("connect", () => {
+      this.#hasJustConnected = true;
+      queueMicrotask(() => {
+        this.#hasJustConnected = false;
+      });
+    });
+  }
+
+  /**
+   * Whether the request that undici begins to send at this moment is the first one on its connection: undici has just told
+   * of the connection, in the same turn, and begins with one request.
+   */
+  hasJustConnected(): boolean {
+    const has = this.#hasJustConnected;
+    this.#hasJustConnected = false;
+    return has;
   }
 
   dispatch(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler): void {
