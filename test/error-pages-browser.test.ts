@@ -4,8 +4,9 @@ import { join } from "node:path";
 import type { Page } from "playwright-core";
 import t from "tap";
 import { startBrowser, visit } from "./support/browser.ts";
+import { makeCertificate } from "./support/certificates.ts";
 import { until } from "./support/client.ts";
-import { startApp, startGateway, startRedis } from "./support/servers.ts";
+import { startApp, startGateway, startRedis, temporaryFolder } from "./support/servers.ts";
 
 /** A folder for pictures of the pages, to look at. */
 const { PICTURES } = process.env;
@@ -107,4 +108,17 @@ t.test("a browser with too many cookies is told what to do", async (t) => {
   await picture(page, "431");
   await context.clearCookies();
   t.equal((await page.reload())?.status(), 200);
+});
+
+t.test("the page over TLS and HTTP/2", async (t) => {
+  const tls = makeCertificate(await temporaryFolder(t), "own");
+  const routes = [{ match: { path: "/app" }, upstream: "http://127.0.0.1:9", session: "none" }];
+  const gateway = await startGateway(t, { listen: { host: "127.0.0.1", port: 0, tls }, routes });
+  const { page } = await visit(await startBrowser(t), { ignoreHTTPSErrors: true });
+  const response = await page.goto(`${gateway.url}/elsewhere`);
+  t.equal(response?.status(), 404);
+  t.equal(await page.textContent("h1"), "Nothing here");
+  const [record] = await gateway.exchanges();
+  t.match(record, { request: { httpVersion: "2" } });
+  t.equal(await page.textContent("code"), record?.traceId);
 });

@@ -1,8 +1,10 @@
 import { createHmac, randomBytes } from "node:crypto";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t, { type Test } from "tap";
+import { ERROR_CODES, statusOf } from "../src/core/errors.ts";
 import { isForPersonIn } from "../src/core/navigation.ts";
+import { wordsFor } from "../src/error-pages.ts";
 import { PLAIN_JSON } from "../src/store/codec.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { ask, raw, until } from "./support/client.ts";
@@ -258,6 +260,20 @@ t.test("a defect says nothing of itself", async (t) => {
     t.notMatch(text, LEAKS);
   }
   t.ok(gateway.logText().includes(INSIDE), "operators are told");
+});
+
+t.test("docs/errors.md has every error, and what the page says of it", (t) => {
+  const rows = readFileSync("docs/errors.md", "utf8").split("\n");
+  for (const error of ERROR_CODES) {
+    const mentions = rows.filter((row) => row.startsWith("| ") && row.includes(`\`${error}\``));
+    const own = mentions.filter((row) => row.includes(wordsFor(Number(row.slice(2, 5)), error).title));
+    t.ok(
+      own.some((row) => error === "http_request_error" || row.startsWith(`| ${statusOf(error)} `)),
+      error,
+    );
+    t.equal(own.length, mentions.length, `${error}: the words of each row`);
+  }
+  t.end();
 });
 
 async function folderWith(t: Test, files: Readonly<Record<string, string | Buffer>>): Promise<string> {
