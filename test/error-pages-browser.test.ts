@@ -15,20 +15,24 @@ async function picture(page: Page, name: string): Promise<void> {
   if (PICTURES !== undefined) writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot());
 }
 
+/** In the browser, as text: the tests have no types of its own. */
+const PAPER = "getComputedStyle(document.body).backgroundColor";
+const INKS = "[...document.querySelectorAll('h1, p, code')].map((it) => getComputedStyle(it).color)";
+
 /** The least contrast of a text with the page behind it (WCAG 2.2, 1.4.3): 4.5 is wanted. */
-function leastContrast(page: Page): Promise<number> {
-  return page.evaluate(() => {
-    const luminance = (color: string) => {
-      const [r = 0, g = 0, b = 0] = (color.match(/\d+/g) ?? []).map((value) => {
-        const share = Number(value) / 255;
-        return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
-      });
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const paper = luminance(getComputedStyle(document.body).backgroundColor);
-    const inks = [...document.querySelectorAll("h1, p, code")].map((it) => luminance(getComputedStyle(it).color));
-    return Math.min(...inks.map((ink) => (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)));
+async function leastContrast(page: Page): Promise<number> {
+  const paper = luminance(await page.evaluate<string>(PAPER));
+  const inks = (await page.evaluate<string[]>(INKS)).map(luminance);
+  return Math.min(...inks.map((ink) => (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)));
+}
+
+/** @param color `rgb(1, 2, 3)` */
+function luminance(color: string): number {
+  const [r = 0, g = 0, b = 0] = (color.match(/\d+/g) ?? []).map((value) => {
+    const share = Number(value) / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
   });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
 t.test("people who are signed in live through an outage of the session store", async (t) => {
@@ -74,16 +78,16 @@ t.test("people who are signed in live through an outage of the session store", a
     [],
     "no violation of its own policy",
   );
-  t.equal(await page.evaluate(() => getComputedStyle(document.body).display), "grid", "the policy lets the style pass");
+  t.equal(await page.evaluate("getComputedStyle(document.body).display"), "grid", "the policy lets the style pass");
 
   const papers = new Set<string>();
   for (const colorScheme of ["light", "dark"] as const) {
     await page.emulateMedia({ colorScheme });
-    papers.add(await page.evaluate(() => getComputedStyle(document.body).backgroundColor));
+    papers.add(await page.evaluate<string>(PAPER));
     t.ok((await leastContrast(page)) >= 4.5, `${colorScheme}: ${await leastContrast(page)}`);
     await picture(page, colorScheme);
     await page.setViewportSize({ width: 320, height: 568 });
-    const width = await page.evaluate(() => document.documentElement.scrollWidth);
+    const width = await page.evaluate<number>("document.documentElement.scrollWidth");
     t.ok(width <= 320, `${width} px wide on a small phone`);
     await picture(page, `${colorScheme}-phone`);
     await page.setViewportSize({ width: 1280, height: 800 });

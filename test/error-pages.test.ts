@@ -5,7 +5,6 @@ import t, { type Test } from "tap";
 import { ERROR_CODES, statusOf } from "../src/core/errors.ts";
 import { isForPersonIn } from "../src/core/navigation.ts";
 import { wordsFor } from "../src/error-pages.ts";
-import { PLAIN_JSON } from "../src/store/codec.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { ask, raw, until } from "./support/client.ts";
 import {
@@ -168,6 +167,12 @@ const LEAKS = new RegExp(
   "i",
 );
 
+class BrokenStore extends MemoryStore {
+  override find(): never {
+    throw new Error(`${INSIDE} at 10.1.2.3`);
+  }
+}
+
 /** Everything that answers `path`, asked by a person and by a program that both send markers. */
 async function answersOf(gateway: RunningGateway, path: string, fields = ""): Promise<string[]> {
   const cookie = `Cookie: session=${SENT}; ${SENT}=${SENT}\r\nReferer: http://${SENT}/\r\n`;
@@ -187,8 +192,8 @@ t.test("nothing of the inside, and nothing that a client sent, is in an answer",
     res.setHeader("x-session-set", `{"${INSIDE}`);
     res.end(INSIDE);
   });
-  const [refused, store] = [await freePort(), new MemoryStore({ now: Date.now, codec: PLAIN_JSON })];
-  store.find = () => Promise.reject(new Error(`${INSIDE} at 10.1.2.3`));
+  const refused = await freePort();
+  const store = new BrokenStore();
   const route = (path: string, upstream: unknown, more = {}) => ({
     match: { path },
     upstream,
