@@ -4,9 +4,10 @@ import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
+import { isForPerson } from "./core/navigation.ts";
 import type { Peer } from "./core/peer.ts";
 import { STRICT_TRANSPORT } from "./core/response-head.ts";
-import { type ErrorPages, isForPerson, wordsFor } from "./error-pages.ts";
+import { type ErrorPages, wordsFor } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
 
 /** What Coatcheck says itself, without the application. Never an address of the inside, never a stack trace. */
@@ -40,46 +41,67 @@ export const LINGER_MS = 1_000;
 /** Seconds after which a client may try again when the store or the application is away. */
 const RETRY_AFTER_SECONDS = 5;
 
-/** Problem details for the client (RFC 9457), with the trace id that the log and the recorder have. */
-export function problemBody(status: number, error: ErrorCode | undefined, traceId: string): string {
-  const problem = {
-    type: "about:blank",
-    title: STATUS_CODES[status] ?? "Error", // RFC 9457 §4.2.1
-    status,
-    ...(status >= 400 && { detail: wordsFor(status, error).message }),
-    ...(error && { error }),
-    traceId,
-  };
-  return `${JSON.stringify(problem)}\n`;
+/** A head, names and values in turn, and the content that it announces. */
+export interface OwnMessage {
+  readonly head: string[];
+  readonly body: string;
 }
 
-/** Sends an answer of our own. A request whose content was not read closes the connection: the rest is no request. */
-export function answer(conversation: Conversation, { status, error, fields = [] }: Answer): void {
-  const { req, res, exchange } = conversation;
-  exchange.status = status;
-  exchange.source = "proxy";
-  // In HTTP/2 the rest belongs to this stream alone, which ends with the answer.
-  const unread = exchange.requestHasContent && !req.complete && req.httpVersionMajor === 1;
+export interface OwnMessageOptions {
+  readonly errorPages: ErrorPages;
+  readonly traceId: string;
+  readonly strictTransport: string | undefined;
+  /** A person waits for a page; otherwise it is problem details (RFC 9457). Both have the trace id, as log and recorder have. */
+  readonly forPerson: boolean;
+}
+
+/** What Coatcheck says instead of the application, be it on a request or on what never became one. */
+export function ownMessage({ status, error, fields = [] }: Answer, options: OwnMessageOptions): OwnMessage {
+  const { errorPages, traceId, strictTransport, forPerson } = options;
   const head = ["cache-control", "no-store", ...fields];
   let body = "";
-  if (status >= 400 && isForPerson(req.rawHeaders)) {
-    const page = conversation.errorPages.page(status, error, exchange.traceId);
+  if (status >= 400) head.push("vary", "accept, sec-fetch-mode", "x-content-type-options", "nosniff");
+  if (status >= 400 && forPerson) {
+    const page = errorPages.page(status, error, traceId);
     body = page.body;
     head.push(...page.fields);
   } else if (status !== 204) {
-    body = problemBody(status, error, exchange.traceId);
+    body = problemBody(status, error, traceId);
     head.push("content-type", "application/problem+json");
   }
-  const length = Buffer.byteLength(body);
-  if (status !== 204) head.push("content-length", String(length));
+  if (status !== 204) head.push("content-length", String(Buffer.byteLength(body)));
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
-  if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
+  if (status === 503 && !fields.includes("retry-after")) head.push("retry-after", String(RETRY_AFTER_SECONDS));
+  if (strictTransport !== undefined) head.push(STRICT_TRANSPORT, strictTransport);
+  return { head, body };
+}
+
+/** With the type `about:blank` the title is the status's own (RFC 9457 §4.2.1); what people are told is the detail. */
+function problemBody(status: number, error: ErrorCode | undefined, traceId: string): string {
+  const detail = status < 400 ? undefined : wordsFor(status, error).message;
+  return `${JSON.stringify({ type: "about:blank", title: reasonOf(status), status, detail, error, traceId })}\n`;
+}
+
+export function reasonOf(status: number): string {
+  return STATUS_CODES[status] ?? "";
+}
+
+/** Sends an answer of our own. A request whose content was not read closes the connection: the rest is no request. */
+export function answer(conversation: Conversation, answer: Answer): void {
+  const { req, res, exchange, errorPages, strictTransport } = conversation;
+  const { status, error } = answer;
+  exchange.status = status;
+  exchange.source = "proxy";
+  const forPerson = status >= 400 && isForPerson(req.rawHeaders);
+  const options = { errorPages, traceId: exchange.traceId, strictTransport, forPerson };
+  const { head, body } = ownMessage(answer, options);
+  // In HTTP/2 the rest belongs to this stream alone, which ends with the answer.
+  const unread = exchange.requestHasContent && !req.complete && req.httpVersionMajor === 1;
   // What follows a message that was not understood may be no message.
   if (unread || error === "http_request_error") head.push("connection", "close");
-  if (conversation.strictTransport !== undefined) head.push(STRICT_TRANSPORT, conversation.strictTransport);
   if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);
-  res.writeHead(status, STATUS_CODES[status] ?? "", head);
-  if (exchange.method !== "HEAD") exchange.responseBytes = length;
+  res.writeHead(status, reasonOf(status), head);
+  if (exchange.method !== "HEAD") exchange.responseBytes = Buffer.byteLength(body);
   // Where no content was announced, node has ended the request already, and nothing of it is still under way.
   const lingers = unread && !req.readableEnded && !conversation.expectsContinue && exchange.method !== "HEAD";
   if (lingers) lingeringEnd(req, res, exchange, body);

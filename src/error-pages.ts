@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { ErrorCode } from "./core/errors.ts";
-import { waitsForPage } from "./core/navigation.ts";
 
 /** What a person sees when Coatcheck itself answers a navigation with an error: our own page, or the operator's. */
 
@@ -12,53 +11,57 @@ interface Words {
   readonly message: string;
 }
 
-const UNDERSTOOD_NOT: Words = {
-  title: "The request cannot be understood",
-  message: "What your browser sent could not be read in one way only. Please go back and try again.",
+const NOT_UNDERSTOOD: Words = {
+  title: "The request was not understood",
+  message: "Something in it is not as it should be. Please check the address, or go back and try again.",
 };
-const NO_ANSWER: Words = {
-  title: "The application does not answer",
-  message: "It may be starting again at this very moment. Please try again in a few seconds.",
-};
+const NOT_POSSIBLE: Words = { title: "Not possible here", message: "This cannot be done with this address." };
 
 /** The store is down is never "you are signed out": this is where people read it. */
 const STORE_DOWN: Words = {
   title: "Back in a moment",
   message:
-    "Nobody can be recognised just now, because the service that remembers who is signed in does not answer. You have not been signed out. Please try again in a few seconds.",
+    "The service that remembers who is signed in does not answer. You are still signed in, as far as we know. Please try again in a moment.",
 };
 
 const WORDS: Readonly<Record<number, Words>> = {
-  400: UNDERSTOOD_NOT,
-  401: { title: "Sign in first", message: "This page is for people who are signed in." },
+  401: { title: "Please sign in", message: "This page is only for people who are signed in." },
   403: { title: "Not allowed", message: "You may not see this page." },
-  404: { title: "Nothing here", message: "There is no application at this address. Please check how it is spelt." },
-  405: { title: "Not possible here", message: "This cannot be done with this address." },
-  408: { title: "That took too long", message: "Your request did not arrive in time. Please try again." },
+  404: { title: "Nothing here", message: "There is nothing at this address. Please check how it is spelled." },
+  405: NOT_POSSIBLE,
+  408: { title: "That took too long", message: "The request did not arrive in time. Please try again." },
   409: {
     title: "Somebody was faster",
     message:
       "The same thing was changed at the same moment. Please look at it again, and repeat your change if it is missing.",
   },
-  413: { title: "Too large", message: "What you sent is larger than this site takes." },
-  414: { title: "The address is too long", message: "This site does not take addresses of that length." },
-  429: { title: "Too many requests", message: "Please wait a little before you try again." },
+  413: { title: "Too large", message: "What was sent is larger than this site accepts." },
+  414: { title: "The address is too long", message: "This site does not accept addresses of that length." },
+  429: { title: "Too many requests", message: "Please wait a moment before you try again." },
   431: {
-    title: "Too much at once",
+    title: "Too many cookies",
     message:
-      "Your browser sends more with each request than this site takes. Deleting the cookies of this site mostly helps.",
+      "The request brought more cookies or other header fields than this site accepts. Please clear the cookies of this site in your browser and try again; you may have to sign in anew.",
   },
-  500: { title: "Something went wrong here", message: "It is not your fault. Please try again." },
-  501: UNDERSTOOD_NOT,
-  502: NO_ANSWER,
-  503: { title: "Back in a moment", message: "This site cannot answer just now. Please try again in a few seconds." },
-  504: NO_ANSWER,
-  505: UNDERSTOOD_NOT,
+  500: { title: "Something went wrong", message: "This is not your fault. Please try again in a moment." },
+  501: NOT_POSSIBLE,
+  502: {
+    title: "The application does not answer",
+    message: "It may be starting again just now. Please try again in a moment.",
+  },
+  503: { title: "Back in a moment", message: "This site cannot answer just now. Please try again in a moment." },
+  504: {
+    title: "The application takes too long",
+    message:
+      "Please try again in a moment. If you have sent something, look whether it has arrived before you send it again.",
+  },
+  505: NOT_UNDERSTOOD,
 };
 
+/** @param status 400 to 599. */
 export function wordsFor(status: number, error: ErrorCode | undefined): Words {
   if (error === "session_store_unavailable") return STORE_DOWN;
-  return WORDS[status] ?? (status < 500 ? UNDERSTOOD_NOT : (WORDS[500] as Words));
+  return WORDS[status] ?? (status < 500 ? NOT_UNDERSTOOD : (WORDS[500] as Words));
 }
 
 const PLACEHOLDERS = ["status", "title", "message", "requestId"] as const;
@@ -97,14 +100,12 @@ const OWN_PAGE = parse(
 `,
 );
 
-const PAGE_FIELDS = [
-  ["content-type", "text/html; charset=utf-8"],
-  ["x-content-type-options", "nosniff"],
-  ["referrer-policy", "no-referrer"],
-].flat();
+/** Names and values in turn. Nobody is told the address that failed, by whatever an operator's page loads. */
+const PAGE_FIELDS: readonly string[] = ["content-type", "text/html; charset=utf-8", "referrer-policy", "no-referrer"];
 
 /** Nothing is loaded, run or sent from our page; of an operator's it is theirs to say, in a `meta` element. */
-const OWN_POLICY = [
+const OWN_PAGE_FIELDS: readonly string[] = [
+  ...PAGE_FIELDS,
   "content-security-policy",
   `default-src 'none'; style-src 'sha256-${createHash("sha256").update(STYLE).digest("base64")}'; base-uri 'none'; form-action 'none'`,
 ];
@@ -137,7 +138,8 @@ export class ErrorPages {
     });
     const pages = new Map<string, Template>();
     const problems: string[] = [];
-    for (const name of names.filter((name) => name.endsWith(".html")).sort()) {
+    // Names that begin with a dot are a mount's own (`..data` of a ConfigMap) or an editor's.
+    for (const name of names.filter((name) => !name.startsWith(".")).sort()) {
       try {
         pages.set(name.slice(0, -".html".length), await readPage(folder, name));
       } catch (error) {
@@ -156,7 +158,7 @@ export class ErrorPages {
     const pages = this.#operators;
     const template = pages.get(name) ?? pages.get(`${name[0]}xx`) ?? pages.get("error");
     const values = { ...wordsFor(status, error), status: name, requestId };
-    const fields = template === undefined ? [...PAGE_FIELDS, ...OWN_POLICY] : PAGE_FIELDS;
+    const fields = template === undefined ? OWN_PAGE_FIELDS : PAGE_FIELDS;
     return { fields, body: fill(template ?? OWN_PAGE, values) };
   }
 }
@@ -165,9 +167,10 @@ async function readPage(folder: string, name: string): Promise<Template> {
   if (!FILE_NAME.test(name))
     throw new Error("is not named after a status (404.html), a class of them (4xx.html, 5xx.html) or error.html");
   const file = join(folder, name);
-  const { size } = await stat(file);
-  if (size > MAX_PAGE_BYTES) throw new Error(`is larger than ${MAX_PAGE_BYTES / 1024} KiB`);
-  const octets = await readFile(file);
+  const about = await stat(file).catch(unreadable);
+  if (!about.isFile()) throw new Error("is not a file");
+  if (about.size > MAX_PAGE_BYTES) throw new Error(`is larger than ${MAX_PAGE_BYTES / 1024} KiB`);
+  const octets = await readFile(file).catch(unreadable);
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(octets);
@@ -177,9 +180,13 @@ async function readPage(folder: string, name: string): Promise<Template> {
   return parse(text);
 }
 
+function unreadable({ code }: NodeJS.ErrnoException): never {
+  throw new Error(`cannot be read (${code})`);
+}
+
 /** @throws Error for a placeholder that does not exist. */
 function parse(text: string): Template {
-  const pieces = text.split(/\{\{\s*(\w+)\s*\}\}/);
+  const pieces = text.split(/\{\{\s*([^{}]*?)\s*\}\}/);
   for (let i = 1; i < pieces.length; i += 2) {
     if (!(PLACEHOLDERS as readonly string[]).includes(pieces[i] as string))
       throw new Error(`has {{${pieces[i]}}}; there are only ${PLACEHOLDERS.map((it) => `{{${it}}}`).join(", ")}`);
@@ -197,16 +204,4 @@ function fill(template: Template, values: Readonly<Record<Placeholder, string>>)
 
 function escaped(text: string): string {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
-}
-
-/** @param raw names and values in turn, as sent: what could not be understood has no head that was read. */
-export function isForPerson(raw: readonly string[]): boolean {
-  let mode: string | undefined;
-  let accept: string | undefined;
-  for (let i = 0; i < raw.length; i += 2) {
-    const name = (raw[i] as string).toLowerCase();
-    if (name === "sec-fetch-mode") mode = raw[i + 1];
-    else if (name === "accept") accept = raw[i + 1];
-  }
-  return waitsForPage(mode, accept);
 }

@@ -5,20 +5,19 @@ import {
   type Server,
   type ServerOptions,
   type ServerResponse,
-  STATUS_CODES,
 } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
-import { type Conversation, fail, LINGER_MS, problemBody } from "./answers.ts";
+import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { badRequest, type ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
 import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
+import { isForPerson } from "./core/navigation.ts";
 import { describePeer, type Encryption, type Peer } from "./core/peer.ts";
-import { STRICT_TRANSPORT } from "./core/response-head.ts";
 import { newSpanId, newTraceId } from "./core/trace-context.ts";
 import type { Http2Request } from "./http2-messages.ts";
 import { Http2Sessions } from "./http2-sessions.ts";
@@ -219,7 +218,8 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       current.exchange.fail("http_request_error", refusal.message);
       current.exchange.status = refusal.status;
       current.onClose?.();
-      writeRefusal(socket, refusal, current.exchange.traceId, strictTransport);
+      const forPerson = isForPerson(current.req.rawHeaders);
+      writeRefusal(gate, socket, { ...refusal, forPerson }, current.exchange, strictTransport);
     }
   });
   return { server, closeSessions: () => http2.close() };
@@ -283,7 +283,7 @@ function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Ref
   const exchange = openExchange(gate, "", "1.1", connection.peer);
   exchange.status = refusal.status;
   exchange.fail("http_request_error", refusal.message);
-  writeRefusal(socket, refusal, exchange.traceId, connection.strictTransport);
+  writeRefusal(gate, socket, refusal, exchange, connection.strictTransport);
   closeExchange(gate, exchange, true);
 }
 
@@ -303,13 +303,19 @@ function record(gate: Gate, { peer }: Connection, httpVersion: string, { status,
 }
 
 /** Says why, and closes; a client that keeps its side open is not waited for. */
-function writeRefusal(socket: Socket, { status }: Refusal, traceId: string, strictTransport: string | undefined): void {
-  const body = problemBody(status, "http_request_error", traceId);
-  socket.end(
-    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? "Refused"}\r\ndate: ${new Date().toUTCString()}\r\ncontent-type: application/problem+json\r\n` +
-      `content-length: ${body.length}\r\nproxy-status: coatcheck; error=http_request_error\r\ncache-control: no-store\r\n` +
-      `${strictTransport === undefined ? "" : `${STRICT_TRANSPORT}: ${strictTransport}\r\n`}connection: close\r\n\r\n${body}`,
-  );
+function writeRefusal(
+  { errorPages }: Gate,
+  socket: Socket,
+  { status, forPerson = false }: Refusal,
+  { method, traceId }: Exchange,
+  strictTransport: string | undefined,
+): void {
+  const options = { errorPages, traceId, strictTransport, forPerson };
+  const { head, body } = ownMessage({ status, error: "http_request_error" }, options);
+  head.push("date", new Date().toUTCString(), "connection", "close");
+  let text = `HTTP/1.1 ${status} ${reasonOf(status)}\r\n`;
+  for (let i = 0; i < head.length; i += 2) text += `${head[i]}: ${head[i + 1]}\r\n`;
+  socket.end(`${text}\r\n${method === "HEAD" ? "" : body}`);
   socket.resume();
   const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
   socket.once("close", () => clearTimeout(linger));

@@ -574,7 +574,7 @@ const errors = z
       .min(1)
       .optional()
       .describe(
-        "Folder with pages of your own: `503.html`, `5xx.html`, `4xx.html`, `error.html`; [docs/errors.md](errors.md). Relative to the working directory, read at the start.",
+        "Folder with pages of your own: `503.html`, `5xx.html`, `4xx.html`, `error.html`; [docs/errors.md](errors.md). Relative to the working directory, read once, at the start: a change needs a restart.",
       ),
   })
   .prefault({})

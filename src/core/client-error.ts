@@ -1,5 +1,7 @@
 /** What is wrong with a message that never became a request, as far as node tells. */
 
+import { isForPersonIn } from "./navigation.ts";
+
 export interface ClientError extends Error {
   readonly code?: string;
   readonly rawPacket?: Buffer;
@@ -9,10 +11,21 @@ export interface ClientError extends Error {
 export interface Refusal {
   readonly status: number;
   readonly message: string;
+  /** Whether a person waits for the answer, as far as can be told. */
+  readonly forPerson?: boolean;
 }
 
 /** @returns `undefined` for a connection that is gone or never was one: there is nobody to answer. */
 export function describeClientError(error: ClientError): Refusal | undefined {
+  const refusal = describe(error);
+  if (refusal === undefined) return undefined;
+  const { rawPacket } = error;
+  const hinted = rawPacket === undefined ? undefined : isForPersonIn(rawPacket);
+  // A head that is too large for one packet is a browser's with too many cookies, and its person has to be told.
+  return { ...refusal, forPerson: hinted ?? refusal.status === 431 };
+}
+
+function describe(error: ClientError): Refusal | undefined {
   // A handshake that failed: what would be written could not be read.
   if (/^ERR_(SSL|TLS)_/.test(error.code ?? "")) return undefined;
   switch (error.code) {

@@ -1,5 +1,6 @@
 /** Makes sure that the servers of other people are there before the tests: they use real ones, and skip nothing. */
 import { spawnSync } from "node:child_process";
+import { CHROMIUM } from "./browser.ts";
 import { postgresProgram } from "./postgres.ts";
 
 /** Debian's packages, and how to see that one is there. */
@@ -10,6 +11,7 @@ const SERVERS = {
   "nghttp2-client": { version: "1.52", isThere: () => runs("h2load") },
   nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
   haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
+  chromium: { version: "120", isThere: () => runs(CHROMIUM) },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
 
