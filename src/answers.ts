@@ -1,4 +1,5 @@
 import { STATUS_CODES } from "node:http";
+import type { ClientUpgrade } from "./client-upgrade.ts";
 import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
@@ -21,6 +22,8 @@ export interface Conversation {
   readonly errorPages: ErrorPages;
   /** The client waits for 100 (Continue) before it sends the content; false when it was told to. */
   expectsContinue: boolean;
+  /** Set when the client asks for a WebSocket. */
+  readonly upgrade?: ClientUpgrade | undefined;
   /** Set while an upstream is at work: called when the client's connection ends, with or without a whole response. */
   onClose?: () => void;
 }
@@ -69,6 +72,8 @@ export function answer(conversation: Conversation, { status, error, fields = [] 
   const length = Buffer.byteLength(body);
   if (status !== 204) head.push("content-length", String(length));
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
+  // RFC 6455 §4.4.
+  if (status === 426) head.push("upgrade", "websocket", "sec-websocket-version", "13");
   if (status === 503) head.push("retry-after", String(RETRY_AFTER_SECONDS));
   // What follows a message that was not understood may be no message.
   if (unread || error === "http_request_error") head.push("connection", "close");
