@@ -5,13 +5,13 @@ import type { Duplex } from "node:stream";
 const MAX_EARLY_BYTES = 64 * 1024;
 
 /** Whether a request asks for a WebSocket in a way that can be granted. Anything else that it asks for is ignored (RFC 9110 §7.8). */
-export function asksForWebSocket(req: IncomingMessage): boolean {
+export function asksForWebSocket(req: Pick<IncomingMessage, "method" | "httpVersion" | "headers">): boolean {
   const isWebSocket = req.headers.upgrade?.toLowerCase() === "websocket";
   return isWebSocket && req.method === "GET" && req.httpVersion === "1.1" && !hasContent(req);
 }
 
 /** Whether content follows the head. */
-export function hasContent({ headers }: IncomingMessage): boolean {
+export function hasContent({ headers }: Pick<IncomingMessage, "headers">): boolean {
   const { "content-length": length = "0" } = headers;
   return headers["transfer-encoding"] !== undefined || length !== "0";
 }

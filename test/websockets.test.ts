@@ -1,20 +1,11 @@
 /** WebSockets from end to end: `ws` and raw sockets on both sides. */
-import { createHash, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import t from "tap";
-import { type RawData, WebSocket, type WebSocketServer } from "ws";
-import { ask, collect, cookiePair, raw, until } from "./support/client.ts";
-import {
-  type RunningGateway,
-  SECRET,
-  startApp,
-  startGateway,
-  startRedis,
-  startTcp,
-  startUpstream,
-  type Teardown,
-} from "./support/servers.ts";
+import { type RawData, WebSocket } from "ws";
+import { ask, cookiePair, raw, until } from "./support/client.ts";
+import { type RunningGateway, SECRET, startGateway, startRedis, startTcp, startUpstream } from "./support/servers.ts";
 import { type Greeting, startWebSocketApp } from "./support/websockets.ts";
 
 const KEY = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -159,8 +150,8 @@ t.test("what is not granted is answered in HTTP, and nothing hangs", async (t) =
     ],
   });
   const cases: [name: string, octets: string, answer: RegExp, forwarded: boolean][] = [
-    ["no session", handshake().replace("/chat", "/private"), /^HTTP\/1\.1 401 [^]*www-authenticate/, false],
-    ["no route for it", handshake().replace("/chat", "/none"), /^HTTP\/1\.1 403 [^]*http_request_denied/, false],
+    ["no session", handshake().replace("/chat", "/private"), /^HTTP\/1\.1 401 [\s\S]*www-authenticate/, false],
+    ["no route for it", handshake().replace("/chat", "/none"), /^HTTP\/1\.1 403 [\s\S]*http_request_denied/, false],
     ["another origin", handshake("Origin: https://evil.example"), /^HTTP\/1\.1 403 /, false],
     ["no origin at all, as text", handshake("Origin: null"), /^HTTP\/1\.1 403 /, false],
     ["two origins", handshake("Origin: http://app.example", "Origin: https://evil.example"), /^HTTP\/1\.1 403 /, false],
@@ -168,8 +159,8 @@ t.test("what is not granted is answered in HTTP, and nothing hangs", async (t) =
     ["no key", handshake().replace(/Sec-WebSocket-Key.*\r\n/, ""), /^HTTP\/1\.1 400 /, false],
     ["a short key", handshake().replace(KEY, "YQ=="), /^HTTP\/1\.1 400 /, false],
     ["two keys", handshake(`Sec-WebSocket-Key: ${KEY}`), /^HTTP\/1\.1 400 /, false],
-    ["another version", handshake().replace(": 13", ": 8"), /^HTTP\/1\.1 426 [^]*sec-websocket-version: 13/, false],
-    ["an upstream that does not know it", handshake(), /^HTTP\/1\.1 200 [^]*connection: close/i, true],
+    ["another version", handshake().replace(": 13", ": 8"), /^HTTP\/1\.1 426 [\s\S]*sec-websocket-version: 13/, false],
+    ["an upstream that does not know it", handshake(), /^HTTP\/1\.1 200 [\s\S]*connection: close/i, true],
     ["the host's own origin", handshake("Origin: https://app.example"), /^HTTP\/1\.1 200 /, true],
     ["a listed origin", handshake("Origin: https://partner.example"), /^HTTP\/1\.1 200 /, true],
   ];
