@@ -3,7 +3,7 @@ import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchan
 import { HANDSHAKE_FAILURES, type HandshakeFailure } from "../core/handshake-failure.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
-import type { WebSocketCloseReason } from "../core/websocket.ts";
+import { WEBSOCKET_CLOSE_REASONS, type WebSocketCloseReason } from "../core/websocket.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 
@@ -85,6 +85,8 @@ export class Metrics {
     this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
       this.set(cache().bytes);
     });
+    for (const reason of WEBSOCKET_CLOSE_REASONS) this.#webSocketsClosed.inc({ reason }, 0);
+    for (const direction of ["in", "out"]) this.#webSocketBytes.inc({ direction }, 0);
     for (const result of ["applied", "refused"]) this.#reloads.inc({ result }, 0);
     this.#configurationApplied();
     collectDefaultMetrics({ register: this.#registry });
