@@ -64,7 +64,10 @@ export class ClientUpgrade {
     const socket = this.#socket;
     this.#isOpen = true;
     res.once("finish", () => {
-      res.detachSocket(res.socket as NonNullable<typeof res.socket>);
+      const connection = res.socket as NonNullable<typeof res.socket>;
+      res.detachSocket(connection);
+      // The server's own, for requests; a WebSocket may be silent for longer.
+      connection.setTimeout(0);
       socket.off("drain", this.#onDrain);
       socket.off("data", this.#onEarly);
       socket.off("end", this.#onEnd);

@@ -5,7 +5,15 @@ import { connect, type Socket } from "node:net";
 import t from "tap";
 import { type RawData, WebSocket } from "ws";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
-import { type RunningGateway, SECRET, startGateway, startRedis, startTcp, startUpstream } from "./support/servers.ts";
+import {
+  type RunningGateway,
+  SECRET,
+  startGateway,
+  startRedis,
+  startTcp,
+  startUpstream,
+  temporaryFolder,
+} from "./support/servers.ts";
 import { type Greeting, startWebSocketApp } from "./support/websockets.ts";
 
 const KEY = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -380,6 +388,42 @@ t.test("revoked on another instance", async (t) => {
   client.ws.send("still there?");
   t.equal(String(await client.next()), "still there?", "an outage ends nobody's socket");
   client.ws.terminate();
+});
+
+t.test("revoked on another instance, with a store that does not tell", async (t) => {
+  const app = await startWebSocketApp(t);
+  const store = `sqlite:${await temporaryFolder(t)}/sessions.db`;
+  // Looked at every half second.
+  const session = { idleTimeout: "5s", cookie: { name: "session", secure: false, secrets: [SECRET] } };
+  const one = await startGateway(t, { upstream: app.url, store, session });
+  const two = await startGateway(t, { upstream: app.url, store, session });
+  const client = await open(two, { cookie: await login(one) });
+  await ask(`${one.adminUrl}/sessions?user=42`, { method: "DELETE" });
+  t.same(await client.closed, { code: 1008, reason: "session ended" });
+});
+
+t.test("a large response in place of a 101, to a client that reads slowly", async (t) => {
+  const app = await startUpstream(t, (_received, _req, res) => void res.end(Buffer.alloc(16 * MIB, "x")));
+  const gateway = await startGateway(t, { upstream: app.url });
+  const socket = connect(gateway.port, "127.0.0.1");
+  socket.write(handshake());
+  await once(socket, "readable");
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  let received = 0;
+  socket.on("data", (chunk) => {
+    received += chunk.length;
+  });
+  await once(socket, "end");
+  t.ok(received > 16 * MIB);
+});
+
+t.test("the 101 renews the cookie for as long as the session can live", async (t) => {
+  const app = await startWebSocketApp(t);
+  const gateway = await startGateway(t, { upstream: app.url });
+  const octets = handshake(`Cookie: ${await login(gateway)}`);
+  const text = await raw(gateway.port, octets, (seen) => seen.includes("\r\n\r\n"));
+  const [, age] = /^set-cookie: session=[^;]+; Max-Age=(\d+)/im.exec(text) ?? [];
+  t.ok(Number(age) > 11 * 3600, "absoluteTimeout is 12 h, idleTimeout half an hour");
 });
 
 t.test("hundreds opened and closed leave nothing", async (t) => {
