@@ -5,14 +5,16 @@ import { createAdmin } from "./admin/admin.ts";
 import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./certificate.ts";
 import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
+import { autoTotal, ConnectionLimiter } from "./connection-limiter.ts";
 import { IdentityHeaders } from "./core/identity.ts";
+import type { SharedBuckets } from "./core/limits.ts";
 import { TrustedProxies } from "./core/peer.ts";
 import { HeaderRules } from "./core/request-head.ts";
 import { ResponseHeaderRules } from "./core/response-head.ts";
 import { RouteTable } from "./core/routes.ts";
 import type { SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
-import { takeDump as takeDumpOf } from "./dump.ts";
+import { maxOpenFiles, takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
@@ -23,6 +25,7 @@ import type { Metrics } from "./observe/metrics.ts";
 import { Observer, type ReloadResult } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
 import { redirectTo } from "./redirect.ts";
+import { RequestLimiter } from "./request-limiter.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
 import { SessionCookie } from "./session/cookie.ts";
@@ -35,7 +38,7 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
-import { Upstream } from "./upstream/upstream.ts";
+import { MAX_CONNECTIONS, Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -58,6 +61,7 @@ interface GatewayParts {
   readonly plainStore: SessionStore;
   readonly tls: TlsMaterial;
   readonly errorPages: ErrorPages;
+  readonly buckets: SharedBuckets | undefined;
 }
 
 const STANDARD_OUTPUT = 1;
@@ -87,7 +91,7 @@ export class Gateway {
   readonly #unwatchCertificates: (() => void)[] = [];
 
   private constructor(config: Config, parts: GatewayParts, options: GatewayOptions) {
-    const { observer, plainStore, tls, errorPages } = parts;
+    const { observer, plainStore, tls, errorPages, buckets } = parts;
     const { session, routes } = config;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
@@ -124,11 +128,19 @@ export class Gateway {
       observer: observer.webSocketObserver(),
     });
     this.#webSockets = webSockets;
+    const trusted = new TrustedProxies(config.listen.trustedProxies);
+    const connections = new ConnectionLimiter({
+      total: config.limits.connections.total ?? autoTotal(maxOpenFiles(), upstreamConnections(config)),
+      perAddress: config.limits.connections.perAddress,
+      trusted,
+      onRefused: (reason, address) => observer.connectionRefused(reason, address),
+    });
+    observer.metrics.watchConnections(connections);
     const cookie = new SessionCookie(session.cookie);
     const identity = new IdentityHeaders(config.identityHeaders);
     const gate: Gate = {
-      trusted: new TrustedProxies(config.listen.trustedProxies),
-      requestRules: new HeaderRules(identity.names),
+      trusted,
+      requestRules: new HeaderRules(identity.names, config.limits.head.maxFields),
       responseRules: new ResponseHeaderRules(session.cookie.name, config.listen.tls?.strictTransport),
       routes: new RouteTable(routes),
       upstreams: this.#upstreams,
@@ -146,6 +158,13 @@ export class Gateway {
       toucher: this.#toucher,
       logouts,
       identity,
+      limits: config.limits,
+      limiter: new RequestLimiter({
+        shared: buckets,
+        onFallback: (active, failure) => observer.limiterFellBack(active, failure),
+        onChecked: (by) => observer.metrics.limiterAnswered(by),
+      }),
+      connections,
       observer,
       errorPages,
       webSockets,
@@ -221,10 +240,11 @@ export class Gateway {
       ...(logDestination && { logDestination }),
     });
     try {
-      const plainStore = options.store
+      const plainStore: SessionStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, tls, errorPages }, options);
+      const buckets = limitsRequests(config) ? await plainStore.openBuckets?.() : undefined;
+      return new Gateway(config, { observer, plainStore, tls, errorPages, buckets }, options);
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -423,6 +443,16 @@ function shared<T>(take: () => Promise<T>): () => Promise<T> {
     });
     return underWay;
   };
+}
+
+function limitsRequests({ limits, routes }: Config): boolean {
+  return [limits.routeless, ...routes.map((route) => route.limits)].some(
+    ({ perAddress, perSession }) => perAddress !== undefined || perSession !== undefined,
+  );
+}
+
+function upstreamConnections({ upstreams }: Config): number {
+  return MAX_CONNECTIONS * new Set(upstreams.map(({ target }) => target)).size;
 }
 
 function isCustom(store: Config["store"]): boolean {

@@ -27,7 +27,12 @@ const TOO_MANY_CONTROL_FRAMES = "too many HTTP/2 control frames";
 const MAX_INVALID_FRAMES = 100;
 
 export interface Http2Options {
+  /** Of a request head; larger ones get 431. */
   readonly maxHeadBytes: number;
+  /** Header fields of a request; the rules for them are applied later, and say 431. */
+  readonly maxFields: number;
+  readonly headTimeoutMs: number;
+  readonly idleTimeoutMs: number;
   /** A request has arrived. */
   readonly onRequest: (socket: Socket, req: Http2Request, res: Http2Response) => void;
   /** @returns whether connections are to go elsewhere. */
@@ -140,7 +145,8 @@ class Http2Connection {
 }
 
 function describeHttp2Error({ code, message }: ClientError): Refusal {
-  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message };
-  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES") return { status: 429, message: "too many malformed HTTP/2 frames" };
+  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message, limit: "http2-frames" };
+  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES")
+    return { status: 429, message: "too many malformed HTTP/2 frames", limit: "http2-frames" };
   return { status: 400, message: `malformed HTTP/2 (${message})` };
 }

@@ -4,6 +4,7 @@ import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
+import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
 import type { Settings } from "./schema.ts";
 
@@ -86,6 +87,7 @@ export interface Config {
     /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
     readonly dumps: { readonly folder: string | undefined };
   };
+  readonly limits: LimitsConfig;
   readonly errors: { readonly pages: string | undefined };
   readonly shutdown: { readonly delayMs: number; readonly timeoutMs: number };
   /** What this was made from, secrets masked: for people. */
@@ -124,7 +126,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
     identityHeaders: settings.identity.headers,
-    routes: settings.routes.map(compileRoute),
+    routes: settings.routes.map((route, index) => compileRoute(route, index, settings.limits)),
     upstreams: settings.routes.map(({ upstream }) => ({
       target: new URL(upstream.targets[0] as string).origin,
       connectTimeoutMs: ms(upstream.timeouts.connect),
@@ -148,6 +150,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       recorder: observe.recorder,
       dumps: { folder: observe.dumps.folder },
     },
+    limits: compileLimits(settings.limits),
     errors: { pages: settings.errors.pages },
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
@@ -167,10 +170,11 @@ function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["
   };
 }
 
-function compileRoute(route: Settings["routes"][number], index: number): Route {
+function compileRoute(route: Settings["routes"][number], index: number, limits: Settings["limits"]): Route {
   const prefix = route.match.path.replace(/\/$/, "");
+  const id = `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`;
   return {
-    id: `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`,
+    id,
     host: route.match.host,
     prefix,
     session: route.session,
@@ -181,6 +185,7 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
       route.websockets !== false
         ? { origins: new Set(route.websockets.origins), idleTimeoutMs: ms(route.websockets.idleTimeout) }
         : undefined,
+    limits: compileRouteLimits(limits, route.limits, id),
     index,
   };
 }

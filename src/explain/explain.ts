@@ -101,7 +101,7 @@ async function explainAsked(
 ): Promise<Explanation | Unexplained> {
   const octets = composeHead(asked);
   if ("problem" in octets) return octets;
-  const parsed = await parseHead(octets);
+  const parsed = await parseHead(octets, options.gate.limits);
   if ("rawHeaders" in parsed) return new Replay(options, facts, parsed, asked.client).run();
   const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
   return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");

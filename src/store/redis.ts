@@ -1,5 +1,6 @@
 import { forEachAtOnce } from "../core/concurrency.ts";
 import { ProxyError } from "../core/errors.ts";
+import type { SharedBuckets } from "../core/limits.ts";
 import { parseRedisUrl } from "../core/redis-url.ts";
 import {
   type AttributeChanges,
@@ -208,6 +209,12 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     } catch (error) {
       return { ok: false, detail: error instanceof Error ? error.message : String(error) };
     }
+  }
+
+  /** The library is loaded only where there are limits. */
+  async openBuckets(): Promise<SharedBuckets> {
+    const { RedisBuckets } = await import("./redis-buckets.ts");
+    return new RedisBuckets(this.#link);
   }
 
   inspect(): Promise<StoreInspection> {

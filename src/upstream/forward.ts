@@ -3,6 +3,7 @@ import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { RouteLimits } from "../core/limits.ts";
 import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
   addSessionCookie,
@@ -13,6 +14,9 @@ import {
 import { checkAnswer } from "../core/websocket.ts";
 import { upstreamError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
+
+/** `limits.body.minRate` is an average over this. */
+const PROGRESS_WINDOW_MS = 10_000;
 
 /** 1xx heads that one response may send before its own. */
 const MAX_INTERIM_HEADS = 16;
@@ -34,6 +38,8 @@ export interface ForwardRequest {
   readonly headers: string[];
   readonly hasContent: boolean;
   readonly chunked: boolean;
+  /** Of the content. */
+  readonly limits: RouteLimits;
   readonly responseRules: ResponseHeaderRules;
   /**
    * Called when the response commands the session, or always if `holdsHead`. The head is held back until the promise is
@@ -89,25 +95,54 @@ export function forward(
  * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
  *   the connection for ever.
  */
-function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number): Readable {
+function requestContent(
+  req: ClientRequest,
+  exchange: Exchange,
+  idleTimeoutMs: number,
+  { maxBodyBytes, minBodyRate }: RouteLimits,
+): Readable {
   const content = new PassThrough();
   const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
+  const slow = minBodyRate > 0 ? watchProgress(content, exchange, minBodyRate) : undefined;
+  const stop = () => {
+    clearTimeout(idle);
+    clearInterval(slow);
+  };
   req.on("data", (chunk: Buffer) => {
     exchange.requestBytes += chunk.length;
+    if (exchange.requestBytes > maxBodyBytes) content.destroy(tooLarge(maxBodyBytes));
     idle.refresh();
   });
-  req.on("end", () => clearTimeout(idle));
+  req.on("end", stop);
   req.on("error", (error) => content.destroy(error));
   // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
   content.on("error", () => req.unpipe(content));
-  content.on("close", () => clearTimeout(idle));
+  content.on("close", stop);
   return req.pipe(content);
+}
+
+/** Whoever keeps a request going with an octet now and then holds a connection on either side for nothing (slow POST). */
+function watchProgress(content: PassThrough, exchange: Exchange, minBodyRate: number): NodeJS.Timeout {
+  let before = 0;
+  return setInterval(() => {
+    const bytes = exchange.requestBytes - before;
+    before = exchange.requestBytes;
+    // An application that reads slowly slows its client down.
+    if (bytes >= (minBodyRate * PROGRESS_WINDOW_MS) / 1000 || content.writableNeedDrain) return;
+    content.destroy(
+      badRequest(`the content arrives with less than ${minBodyRate} octets a second`, 408, "body-timeout"),
+    );
+  }, PROGRESS_WINDOW_MS);
+}
+
+function tooLarge(maxBodyBytes: number): ProxyError {
+  return badRequest(`content beyond ${maxBodyBytes} octets`, 413, "body-bytes");
 }
 
 function stalled(byUpstream: boolean): ProxyError {
   return byUpstream
     ? new ProxyError("connection_write_timeout", "the upstream stopped reading the request")
-    : badRequest("the client stopped sending the request", 408);
+    : badRequest("the client stopped sending the request", 408, "body-timeout");
 }
 
 class ForwardAttempt implements Dispatcher.DispatchHandler {
@@ -140,14 +175,14 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   }
 
   dispatch(): void {
-    const { upstream, method, path, headers, hasContent, chunked, upgrade } = this.#request;
+    const { upstream, method, path, headers, hasContent, chunked, upgrade, limits } = this.#request;
     upstream.dispatch(
       {
         method: method as Dispatcher.HttpMethod,
         path,
         headers,
         ...(upgrade !== undefined && { upgrade: "websocket" }),
-        body: hasContent ? requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs) : null,
+        body: hasContent ? requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs, limits) : null,
         // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
         // not be a next one (CVE-2026-29057).
         ...(hasContent &&
