@@ -199,7 +199,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     idleTimeoutMs: limits.idleTimeoutMs,
     onRequest: (socket, req, res) => {
       const conversation = begin(socket, req, res, "2", req.expectsContinue);
-      const problem = http2Problem(req);
+      const problem = http2Problem(req, limits.head.maxBytes);
       if (problem === undefined) run(conversation);
       else fail(conversation, problem, gate.observer);
     },
@@ -248,7 +248,9 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     const connection = connectionOf(socket);
     const refusal = describeClientError(error);
     const [current] = connection.running;
-    if (refusal === undefined || !socket.writable) socket.destroy();
+    // A browser connects in advance, and may never ask: nothing is told of such a connection, neither here nor to it.
+    const isSilent = socket.bytesRead === 0;
+    if (refusal === undefined || isSilent || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(gate, socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
     else if (current.exchange.endedMs !== undefined) current.res.end();
@@ -266,7 +268,11 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
 }
 
 /** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */
-function http2Problem({ method, scheme }: Http2Request): ProxyError | undefined {
+function http2Problem({ method, scheme, url, headBytes }: Http2Request, maxHeadBytes: number): ProxyError | undefined {
+  if (headBytes > maxHeadBytes)
+    return url.length > maxHeadBytes
+      ? badRequest("the target is too long", 414, "target-bytes")
+      : badRequest("the header section is too large", 431, "head-bytes");
   if (method === "CONNECT") return badRequest(CONNECT_REFUSAL.message, CONNECT_REFUSAL.status);
   if (!KNOWN_METHODS.has(method)) return badRequest("an unknown method", 501);
   // Another scheme is about another resource, which this connection cannot speak for (RFC 9110 §4.3.3).

@@ -60,7 +60,7 @@ export const limits = z
   .strictObject({
     head: z
       .strictObject({
-        maxBytes: size({ min: "1KiB", max: "256KiB" })
+        maxBytes: size({ min: "1KiB", max: "128KiB" })
           .default("32KiB")
           .describe("Size of a request head. Beyond it: 431, or 414 when the target alone is larger."),
         maxFields: whole(10, 1000).default(200).describe("Header fields of a request. Beyond it: 431."),
@@ -75,8 +75,11 @@ export const limits = z
         minRate: minBodyRate
           .default("100B")
           .describe(
-            "Octets a second that a request's content has to arrive with, on average over ten seconds while the application reads it. Below it: 408. `0B`: no limit.",
+            "Octets a second that a request's content has to arrive with while the application reads it. Below it: 408. `0B`: no limit.",
           ),
+        window: duration({ min: "100ms", max: "10m" })
+          .default("10s")
+          .describe("What `minRate` is an average over: how long a client may send nothing at all."),
       })
       .prefault({}),
     idleTimeout: duration({ min: "1s", max: "1h" })
@@ -181,6 +184,7 @@ export function compileRouteLimits(
   return {
     maxBodyBytes: maxBytes === NONE ? Number.POSITIVE_INFINITY : bytes(maxBytes),
     minBodyRate: bytes(own?.body?.minRate ?? body.minRate),
+    bodyWindowMs: ms(body.window),
     perAddress: bucket("address", requests.perAddress, own?.requests?.perAddress),
     perSession: bucket("session", requests.perSession, own?.requests?.perSession),
   };

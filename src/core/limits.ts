@@ -46,6 +46,8 @@ export interface RouteLimits {
   readonly maxBodyBytes: number;
   /** Octets a second that a request's content has to arrive with; 0: no limit. */
   readonly minBodyRate: number;
+  /** What that is an average over, milliseconds. */
+  readonly bodyWindowMs: number;
   readonly perAddress: BucketRule | undefined;
   readonly perSession: BucketRule | undefined;
 }
@@ -53,6 +55,7 @@ export interface RouteLimits {
 export const NO_ROUTE_LIMITS: RouteLimits = {
   maxBodyBytes: Number.POSITIVE_INFINITY,
   minBodyRate: 0,
+  bodyWindowMs: 10_000,
   perAddress: undefined,
   perSession: undefined,
 };

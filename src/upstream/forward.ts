@@ -15,9 +15,6 @@ import { checkAnswer } from "../core/websocket.ts";
 import { upstreamError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
 
-/** `limits.body.minRate` is an average over this. */
-const PROGRESS_WINDOW_MS = 10_000;
-
 /** 1xx heads that one response may send before its own. */
 const MAX_INTERIM_HEADS = 16;
 
@@ -95,15 +92,11 @@ export function forward(
  * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
  *   the connection for ever.
  */
-function requestContent(
-  req: ClientRequest,
-  exchange: Exchange,
-  idleTimeoutMs: number,
-  { maxBodyBytes, minBodyRate }: RouteLimits,
-): Readable {
+function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number, limits: RouteLimits): Readable {
   const content = new PassThrough();
   const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
-  const slow = minBodyRate > 0 ? watchProgress(content, exchange, minBodyRate) : undefined;
+  const { maxBodyBytes } = limits;
+  const slow = limits.minBodyRate > 0 ? watchProgress(content, exchange, limits) : undefined;
   const stop = () => {
     clearTimeout(idle);
     clearInterval(slow);
@@ -122,17 +115,22 @@ function requestContent(
 }
 
 /** Whoever keeps a request going with an octet now and then holds a connection on either side for nothing (slow POST). */
-function watchProgress(content: PassThrough, exchange: Exchange, minBodyRate: number): NodeJS.Timeout {
+function watchProgress(
+  content: PassThrough,
+  exchange: Exchange,
+  { minBodyRate, bodyWindowMs }: RouteLimits,
+): NodeJS.Timeout {
+  const minBytes = (minBodyRate * bodyWindowMs) / 1000;
   let before = 0;
   return setInterval(() => {
     const bytes = exchange.requestBytes - before;
     before = exchange.requestBytes;
     // An application that reads slowly slows its client down.
-    if (bytes >= (minBodyRate * PROGRESS_WINDOW_MS) / 1000 || content.writableNeedDrain) return;
+    if (bytes >= minBytes || content.writableNeedDrain) return;
     content.destroy(
       badRequest(`the content arrives with less than ${minBodyRate} octets a second`, 408, "body-timeout"),
     );
-  }, PROGRESS_WINDOW_MS);
+  }, bodyWindowMs);
 }
 
 function tooLarge(maxBodyBytes: number): ProxyError {
