@@ -106,9 +106,13 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   switch (command) {
     case "serve": {
       const names = Object.keys(values).map((name) => `--${name}`);
-      const gateway = await Gateway.create(load(values, environment).config, { command: [command, ...names] });
+      const { config: file } = values;
+      const gateway = await Gateway.create(load(values, environment).config, {
+        command: [command, ...names],
+        ...(file !== undefined && { readConfig: () => loadConfigFile(file, environment).config }),
+      });
       attend(gateway);
-      reloadOnSignal(gateway, values.config, environment);
+      reloadOnSignal(gateway);
       await gateway.listen().catch((error: unknown) => {
         if (values.config === undefined) tellOptions(error);
         throw error;

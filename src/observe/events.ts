@@ -66,6 +66,8 @@ export interface EventDefinition {
 
 const HANDLE = "Names the session; it opens nothing.";
 const SUPPRESSED = "How many more there were since the line before this one.";
+const RELOAD_CAUSE =
+  "`signal` (SIGHUP), `file` (it was changed), `operator` (`POST /reload`), or `program`: the one that the gateway is part of.";
 
 export const EVENTS = {
   "session.created": {
@@ -227,23 +229,24 @@ export const EVENTS = {
   },
   "config.reloaded": {
     levels: ["info", "warn"],
-    about: "The configuration was read again (SIGHUP); `warn` when a part of it only counts at a start.",
+    about: "The configuration was read again and applied; `warn` when a restart is needed for a part of it.",
     fields: {
+      by: RELOAD_CAUSE,
       applied: "Keys that changed and are in effect.",
-      needs_restart: "Keys that differ from what is in effect, and only count at a start.",
+      needs_restart: "Keys that differ from what is in effect, and are not applied before the next start.",
     },
     advice: "Restart when `needs_restart` names something.",
   },
   "config.reload-refused": {
     levels: ["error"],
     about: "The configuration was read again and is wrong; the one before goes on.",
-    fields: { problems: "What is wrong, each with its path; the first 50." },
+    fields: { by: RELOAD_CAUSE, problems: "What is wrong, each with its path; the first 50." },
     advice: "Correct the file; a restart with it would fail.",
   },
   "config.nothing-to-reload": {
     levels: ["warn"],
-    about: "SIGHUP came, and the configuration is on the command line.",
-    fields: {},
+    about: "The configuration was to be read again, and it is not in a file but on the command line.",
+    fields: { by: RELOAD_CAUSE },
     advice: "Restart with other options, or use `--config FILE`.",
   },
   "observe.changed": {
