@@ -133,12 +133,13 @@ export class Gateway {
     observer.metrics.watchConfigs(() => generations.size);
     const listener = createListener(generations, listenerOptions(config, files.tls));
     this.#server = listener.server;
-    this.#serverConnections = new Connections(this.#server, listener.closeSessions, webSockets);
+    this.#serverConnections = new Connections(this.#server, { ...listener.care, lastToGo: webSockets });
     const { redirectFrom } = config.listen.tls ?? {};
     if (redirectFrom !== undefined) {
       const httpsPort = () => redirectFrom.httpsPort ?? portOf(this.#server);
-      this.#redirector = createListener(generations, { respond: redirectTo(httpsPort) }).server;
-      this.#redirectorConnections = new Connections(this.#redirector);
+      const redirector = createListener(generations, { respond: redirectTo(httpsPort) });
+      this.#redirector = redirector.server;
+      this.#redirectorConnections = new Connections(this.#redirector, redirector.care);
     }
     const takeDump = shared(() =>
       takeDumpOf({
@@ -323,24 +324,48 @@ export class Gateway {
   /**
    * Ends: readiness first, then the requests in flight, then the sockets, then the store. Bounded by
    * `shutdown.delay` + `shutdown.timeout`, and two seconds for the last spans.
+   * @param times in place of those of the configuration.
    */
-  close(): Promise<void> {
-    this.#closing ??= this.#close();
+  close(times: Config["shutdown"] = this.#config.shutdown): Promise<void> {
+    this.#closing ??= this.#close(times);
     return this.#closing;
   }
 
-  async #close(): Promise<void> {
-    const { delayMs, timeoutMs } = this.#config.shutdown;
+  async #close({ delayMs, timeoutMs }: Config["shutdown"]): Promise<void> {
+    const began = performance.now();
+    const connections = [
+      this.#serverConnections,
+      ...(this.#redirectorConnections ? [this.#redirectorConnections] : []),
+    ];
     this.#draining = true;
     this.observer.metrics.draining();
     this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
       delay_s: delayMs / 1000,
       timeout_s: timeoutMs / 1000,
+      requests: this.#generations.requests,
+      websockets: this.#webSockets.open,
     });
+    for (const each of connections) each.leave();
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
-    await Promise.all([this.#serverConnections.drain(timeoutMs), this.#redirectorConnections?.drain(timeoutMs)]);
-    this.observer.log.event("info", "gateway.stopped", "stopped");
+    const cut = await Promise.all(connections.map((each) => each.drain(timeoutMs)));
+    const requestsCut = cut.reduce((sum, requests) => sum + requests, 0);
+    const [level, text] =
+      requestsCut === 0
+        ? (["info", "stopped"] as const)
+        : (["warn", `stopped; ${requestsCut} requests had not ended in time and were cut`] as const);
+    this.observer.log.event(level, "gateway.stopped", text, {
+      duration_s: Math.round(performance.now() - began) / 1000,
+      requests_cut: requestsCut,
+    });
     await this.#release();
+  }
+
+  /** Tells, for the process that is about to end without any more waiting, what that cuts off. */
+  abandon(): { readonly requests: number; readonly websockets: number } {
+    const cut = { requests: this.#generations.requests, websockets: this.#webSockets.open };
+    this.observer.log.event("warn", "gateway.abandoned", "told a second time to end: at once", cut);
+    this.observer.log.flush();
+    return cut;
   }
 
   /** New connections get a renewed certificate; those that are open keep the old one. */

@@ -50,6 +50,11 @@ export class Generation {
     if (--this.#requests === 0) this.#onUnused?.();
   }
 
+  /** How many have not ended. */
+  get requests(): number {
+    return this.#requests;
+  }
+
   /** No more requests begin. @param onUnused is called once none is left, perhaps at once. */
   retire(onUnused: () => void): void {
     if (this.#requests === 0) onUnused();
@@ -77,6 +82,13 @@ export class Generations {
 
   get size(): number {
     return this.#all.size;
+  }
+
+  /** Those in flight. */
+  get requests(): number {
+    let count = 0;
+    for (const { requests } of this.#all) count += requests;
+    return count;
   }
 
   /** All that may have requests. */

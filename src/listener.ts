@@ -4,7 +4,7 @@ import {
   METHODS,
   type Server,
   type ServerOptions,
-  type ServerResponse,
+  ServerResponse,
 } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
@@ -12,7 +12,7 @@ import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
 import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
 import { asksForWebSocket, ClientUpgrade, hasContent } from "./client-upgrade.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
-import { badRequest, type ProxyError } from "./core/errors.ts";
+import { badRequest, ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
 import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
@@ -23,6 +23,7 @@ import { newSpanId, newTraceId } from "./core/trace-context.ts";
 import type { Generations } from "./generation.ts";
 import type { Http2Request } from "./http2-messages.ts";
 import { Http2Sessions } from "./http2-sessions.ts";
+import type { ConnectionCare } from "./listening.ts";
 import { type Gate, handle } from "./pipeline.ts";
 
 /** Octets of a request head, and of a request line; larger ones get 431 and 414. */
@@ -79,8 +80,8 @@ export interface ListenerOptions {
 
 export interface Listener {
   readonly server: Server;
-  /** Tells clients of HTTP/2 to go; in HTTP/1.1, node closes what is idle. */
-  readonly closeSessions: () => void;
+  /** How its connections end, but for WebSockets. */
+  readonly care: ConnectionCare;
 }
 
 /**
@@ -200,7 +201,8 @@ export function createListener(generations: Generations, options: ListenerOption
       return;
     }
     // Node drops what is behind an upgrade in the same packet, so the client is told that nothing else was read.
-    if (req.headers.upgrade !== undefined && upgrades.has(req)) res.shouldKeepAlive = false;
+    const isLast = req.headers.upgrade !== undefined && upgrades.has(req);
+    if (isLast || isDraining()) res.shouldKeepAlive = false;
     run(begin(req.socket, req, res, versionOf(req), expectsContinue));
   };
 
@@ -238,6 +240,19 @@ export function createListener(generations: Generations, options: ListenerOption
     });
     server.on("tlsClientError", (error: ClientError) => observer.metrics.handshakeFailed(handshakeFailure(error.code)));
   }
+
+  /** The gateway ends, and what runs on a connection has not: it is told so where it can be, and recorded as such. */
+  const cut = (socket: Socket): number => {
+    const running = [...(connections.get(socket)?.running ?? [])].filter(
+      ({ exchange }) => exchange.endedMs === undefined,
+    );
+    for (const conversation of running) {
+      conversation.onClose?.();
+      if (conversation.res instanceof ServerResponse) conversation.res.shouldKeepAlive = false;
+      fail(conversation, new ProxyError("proxy_shutdown", "it had not ended within shutdown.timeout"), observer);
+    }
+    return running.length;
+  };
 
   server.timeout = CLIENT_IDLE_TIMEOUT_MS;
   server.on("timeout", (socket: Socket) => {
@@ -282,7 +297,7 @@ export function createListener(generations: Generations, options: ListenerOption
       writeRefusal(current, socket, { ...refusal, forPerson }, current.exchange);
     }
   });
-  return { server, closeSessions: () => http2.close() };
+  return { server, care: { leave: () => http2.leave(), cut } };
 }
 
 /** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */

@@ -325,14 +325,27 @@ export const EVENTS = {
     fields: {
       delay_s: "How long new requests are still served (`shutdown.delay`), seconds.",
       timeout_s: "How long those in flight may take after that (`shutdown.timeout`), seconds.",
+      requests: "How many are in flight.",
+      websockets: "How many are open.",
     },
     advice: "Nothing.",
   },
   "gateway.stopped": {
-    levels: ["info"],
-    about: "The last request has ended.",
-    fields: {},
-    advice: "Missing after `gateway.draining`: it was killed, or something hung.",
+    levels: ["info", "warn"],
+    about: "The last request has ended; `warn` when some had not in time and were cut.",
+    fields: {
+      duration_s: "Since `gateway.draining`, seconds.",
+      requests_cut: "How many requests were cut (error `proxy_shutdown`).",
+    },
+    advice:
+      "Missing after `gateway.draining`: it was killed, or something hung. Requests cut: give `shutdown.timeout` more.",
+  },
+  "gateway.abandoned": {
+    levels: ["warn"],
+    about: "A second SIGTERM or SIGINT came while it drained: it ends at once.",
+    fields: { requests: "How many were cut off.", websockets: "How many were cut off." },
+    advice:
+      "Somebody was impatient, or the supervisor's patience is shorter than `shutdown.delay` and `shutdown.timeout`.",
   },
   "certificate.replaced": {
     levels: ["info"],
