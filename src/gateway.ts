@@ -13,6 +13,7 @@ import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
+import { stampOfSync, type WatchedFiles, watchFiles } from "./file-watch.ts";
 import { buildGate, type FileContents, Generations, type Shared, wouldOpen } from "./generation.ts";
 import { createListener, type ListenerOptions } from "./listener.ts";
 import { Connections, open, portOf, urlOf } from "./listening.ts";
@@ -43,10 +44,22 @@ export interface GatewayOptions {
   readonly certificatePollMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
-  /** Reads the configuration anew, from where it came. @throws ConfigError with every problem. Absent: there is nowhere. */
-  readonly readConfig?: () => Config;
+  /** Where the configuration came from, to read it again; absent: nowhere. */
+  readonly source?: ConfigSource;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
+}
+
+/** Where a configuration comes from. */
+export interface ConfigSource {
+  /** @throws ConfigError with every problem. */
+  readonly read: () => Config;
+  /** The file that is looked at; absent: nobody looks. */
+  readonly file?: string;
+  /** Of the file, before it was read for the configuration that the gateway begins with. */
+  readonly stamp?: string;
+  /** How often it is looked at, milliseconds; default one second. */
+  readonly pollMs?: number;
 }
 
 /** What takes a while to make. */
@@ -57,6 +70,7 @@ interface GatewayParts {
 }
 
 const STANDARD_OUTPUT = 1;
+const SOURCE_POLL_MS = 1_000;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
@@ -83,7 +97,9 @@ export class Gateway {
   /** The listener that only redirects to HTTPS. */
   readonly #redirector: Server | undefined;
   readonly #redirectorConnections: Connections | undefined;
-  readonly #readConfig: GatewayOptions["readConfig"];
+  readonly #source: ConfigSource | undefined;
+  #sourceWatch: WatchedFiles | undefined;
+  #sourceStamp: string;
   readonly #certificatePollMs: number | undefined;
   /** By listener. */
   readonly #unwatchCertificates = new Map<string, () => void>();
@@ -93,7 +109,8 @@ export class Gateway {
     const { now = Date.now, command = [] } = options;
     this.#config = config;
     this.#certificatePollMs = options.certificatePollMs;
-    this.#readConfig = options.readConfig;
+    this.#source = options.source;
+    this.#sourceStamp = options.source?.stamp ?? "";
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
@@ -245,6 +262,7 @@ export class Gateway {
     }
     await this.#store.check();
     this.#census.begin();
+    this.#watchSource();
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
       url: this.url,
@@ -297,6 +315,7 @@ export class Gateway {
       this.#server.setSecureContext(secureContext(config.listen.tls.minVersion, files.tls.listen));
     this.#watchListenCertificate(config, files.tls);
     this.#webSockets.reroute((exchange, hasSession) => wouldOpen(gate, exchange, hasSession));
+    this.#watchSource();
     this.observer.reconfigure(config.observe);
     this.observer.reloaded(result, by);
     return result;
@@ -307,18 +326,34 @@ export class Gateway {
    * be used, is refused as a whole: everything goes on as it was. What became of it is logged and counted.
    */
   async reread(by: ReloadCause): Promise<ReloadOutcome> {
-    if (this.#readConfig === undefined) {
+    if (this.#source === undefined) {
       this.observer.nothingToReload(by);
       return { result: "nothing-to-read" };
     }
+    if (this.#source.file !== undefined) {
+      this.#sourceStamp = stampOfSync(this.#source.file);
+      this.#sourceWatch?.taken(this.#sourceStamp);
+    }
     try {
-      return { result: "applied", ...(await this.reload(this.#readConfig(), by)) };
+      return { result: "applied", ...(await this.reload(this.#source.read(), by)) };
     } catch (error) {
       const problems =
         error instanceof ConfigError ? error.problems : [error instanceof Error ? error.message : String(error)];
       this.observer.reloadRefused(problems, by);
       return { result: "refused", problems };
     }
+  }
+
+  #watchSource(): void {
+    const { file, pollMs = SOURCE_POLL_MS } = this.#source ?? {};
+    if (file === undefined || !this.#config.reload.watch) {
+      this.#sourceWatch?.end();
+      this.#sourceWatch = undefined;
+      return;
+    }
+    const stamp = this.#sourceStamp;
+    const onChanged = async (): Promise<void> => void (await this.reread("file"));
+    this.#sourceWatch ??= watchFiles({ files: [file], stamp, pollMs, onChanged });
   }
 
   /**
@@ -400,6 +435,7 @@ export class Gateway {
 
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
+    this.#sourceWatch?.end();
     for (const unwatch of this.#unwatchCertificates.values()) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
     await this.#webSockets.end();

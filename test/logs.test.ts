@@ -219,7 +219,7 @@ async function watches(t: Teardown): Promise<Line[]> {
 async function reloads(t: Teardown): Promise<Line[]> {
   const route = { upstream: "http://127.0.0.1:9" };
   const files: unknown[] = [{ routes: [route] }, {}];
-  const running = await startGateway(t, {}, { readConfig: () => loadConfig(files.shift(), {}).config });
+  const running = await startGateway(t, {}, { source: { read: () => loadConfig(files.shift(), {}).config } });
   const { gateway } = running;
   gateway.observer.settings.adjust({ log: { level: "debug" } }, 60_000);
   await gateway.reread("signal");

@@ -1,4 +1,11 @@
-import type { Gateway } from "../gateway.ts";
+import { type Environment, loadConfigFile } from "../config/load.ts";
+import { stampOfSync } from "../file-watch.ts";
+import type { ConfigSource, Gateway } from "../gateway.ts";
+
+/** A configuration file, before it is read for the first time. */
+export function sourceOf(file: string, environment: Environment): ConfigSource {
+  return { file, stamp: stampOfSync(file), read: () => loadConfigFile(file, environment).config };
+}
 
 /**
  * SIGHUP reads the configuration again. One that makes no sense is refused as a whole, and the gateway goes on as it was: a

@@ -11,7 +11,7 @@ import { runExchanges } from "./exchanges.ts";
 import { runExplain } from "./explain.ts";
 import { runObserve } from "./observe.ts";
 import { runProfile } from "./profile.ts";
-import { reloadOnSignal } from "./reload.ts";
+import { reloadOnSignal, sourceOf } from "./reload.ts";
 import { runSessions } from "./sessions.ts";
 import { runTop } from "./top.ts";
 import { runWatch } from "./watch.ts";
@@ -106,10 +106,10 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   switch (command) {
     case "serve": {
       const names = Object.keys(values).map((name) => `--${name}`);
-      const { config: file } = values;
+      const source = values.config === undefined ? undefined : sourceOf(values.config, environment);
       const gateway = await Gateway.create(load(values, environment).config, {
         command: [command, ...names],
-        ...(file !== undefined && { readConfig: () => loadConfigFile(file, environment).config }),
+        ...(source && { source }),
       });
       attend(gateway);
       reloadOnSignal(gateway);

@@ -87,6 +87,8 @@ export interface Config {
     readonly dumps: { readonly folder: string | undefined };
   };
   readonly errors: { readonly pages: string | undefined };
+  /** Whether a change of the file is enough. */
+  readonly reload: { readonly watch: boolean };
   readonly shutdown: { readonly delayMs: number; readonly timeoutMs: number };
   /** What this was made from, secrets masked: for people. */
   readonly shown: Settings;
@@ -156,6 +158,7 @@ export function compile(
       dumps: { folder: observe.dumps.folder },
     },
     errors: { pages: settings.errors.pages },
+    reload: settings.reload,
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });
