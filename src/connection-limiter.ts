@@ -6,25 +6,35 @@ import { networkOf, plainAddress, type TrustedProxies } from "./core/peer.ts";
 const SPARE_DESCRIPTORS = 128;
 const MIN_AUTO_TOTAL = 64;
 
-export interface ConnectionLimiterOptions {
+export interface ConnectionLimits {
   /** Connections at one time. */
   readonly total: number;
   /** Of one address, or one /64 of IPv6; 0: no limit. */
   readonly perAddress: number;
   /** Who connects for many, and is not held to `perAddress`. */
   readonly trusted: TrustedProxies;
+}
+
+export interface ConnectionLimiterOptions extends ConnectionLimits {
   readonly onRefused: (reason: ConnectionRefusal, address: string) => void;
 }
 
 /** Counts the connections of clients, whatever they speak, and says which are too many. */
 export class ConnectionLimiter {
-  readonly #options: ConnectionLimiterOptions;
-  /** Only where there is a limit; as many entries as there are connections at most. */
+  readonly #onRefused: ConnectionLimiterOptions["onRefused"];
+  #limits: ConnectionLimits;
+  /** As many entries as there are connections at most. */
   readonly #byNetwork = new Map<string, number>();
   #open = 0;
 
   constructor(options: ConnectionLimiterOptions) {
-    this.#options = options;
+    this.#onRefused = options.onRefused;
+    this.#limits = options;
+  }
+
+  /** Other limits, for connections that come from now on. */
+  adjust(limits: ConnectionLimits): void {
+    this.#limits = limits;
   }
 
   get open(): number {
@@ -33,17 +43,12 @@ export class ConnectionLimiter {
 
   /** Counts a connection until it is closed. @returns whether it may stay; otherwise it has been closed. */
   admit(socket: Socket): boolean {
-    const { total, perAddress, trusted } = this.#options;
+    const { total, perAddress, trusted } = this.#limits;
     if (this.#open >= total) return this.#refuse(socket, "total");
-    if (perAddress === 0) {
-      this.#open++;
-      socket.once("close", () => this.#open--);
-      return true;
-    }
     const address = plainAddress(socket.remoteAddress ?? "");
     const network = networkOf(address);
     const before = this.#byNetwork.get(network) ?? 0;
-    if (before >= perAddress && !trusted.includes(address)) return this.#refuse(socket, "address");
+    if (perAddress > 0 && before >= perAddress && !trusted.includes(address)) return this.#refuse(socket, "address");
     this.#open++;
     this.#byNetwork.set(network, before + 1);
     socket.once("close", () => {
@@ -60,7 +65,7 @@ export class ConnectionLimiter {
     socket.on("error", () => {});
     // A reset: with an orderly end, it is we who would remember the connection for a minute.
     socket.resetAndDestroy();
-    this.#options.onRefused(reason, address);
+    this.#onRefused(reason, address);
     return false;
   }
 }

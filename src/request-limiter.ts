@@ -15,7 +15,7 @@ const MAX_BUCKETS = 50_000;
 
 export interface RequestLimiterOptions {
   /** Absent: each process counts for itself. */
-  readonly shared: SharedBuckets | undefined;
+  readonly openShared: (() => Promise<SharedBuckets>) | undefined;
   /** The shared buckets give no answer in time (true), so each process counts for itself; or they do again (false). */
   readonly onFallback: (active: boolean, failure: unknown) => void;
   /** Told who was asked, of each request. */
@@ -32,11 +32,17 @@ export class RequestLimiter {
   readonly #own = new LRUCache<string, number>({ max: MAX_BUCKETS });
   /** Until when a shared bucket is known to be empty: who is refused all the time costs the store nothing. */
   readonly #empty = new LRUCache<string, number>({ max: MAX_BUCKETS });
+  #shared: SharedBuckets | undefined;
   #fallenBack = false;
   #askAgainAt = 0;
 
   constructor(options: RequestLimiterOptions) {
     this.#options = options;
+  }
+
+  /** Done when shared buckets can be asked; to be called before there is a rule. */
+  async open(): Promise<void> {
+    this.#shared ??= await this.#options.openShared?.();
   }
 
   /**
@@ -46,13 +52,13 @@ export class RequestLimiter {
    * @throws ProxyError (429) when there is none; the promise rejects with the same.
    */
   check(rule: BucketRule, subject: string, exchange: Exchange): Promise<void> | undefined {
-    const { shared, onChecked } = this.#options;
+    const shared = this.#shared;
     const key = `${rule.name}:${subject}`;
     if (shared === undefined) return this.#checkOwn(rule, key, "local");
     const now = performance.now();
     const emptyFor = (this.#empty.get(key) ?? 0) - now;
     if (emptyFor > 0) {
-      onChecked("memory");
+      this.#options.onChecked("memory");
       throw refusal(rule, emptyFor);
     }
     if (this.#fallenBack) {

@@ -1,5 +1,6 @@
 /** Requests per address and per session: token buckets, shared over Redis, and by oneself while Redis is away. */
 import t, { type Test } from "tap";
+import { loadConfig } from "../src/config/load.ts";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
 import { type RunningGateway, startApp, startGateway, startRedis, startUpstream } from "./support/servers.ts";
 
@@ -238,4 +239,22 @@ t.test("off, nothing is asked", async (t) => {
   await statuses(gateway.url, 5);
   t.same(await redis.call("KEYS", "coatcheck:limit:*"), []);
   for (const by of ["shared", "memory", "fallback", "local"]) t.equal(await answered(gateway, by), 0);
+});
+
+t.test("limits come and go with a reload", async (t) => {
+  const redis = await startRedis(t);
+  const upstream = await startUpstream(t);
+  const routes = [{ upstream: upstream.url, session: "none" }];
+  const gateway = await startGateway(t, { store: redis.url, routes });
+  t.same(await statuses(gateway.url, 3), [200, 200, 200]);
+  const configOf = (limits: object) => loadConfig({ store: redis.url, routes, limits }, {}).config;
+  const { applied } = await gateway.gateway.reload(configOf(perAddress(SLOW, 1)));
+  t.ok(
+    applied.some((key) => key.startsWith("limits.requests")),
+    applied.join(" "),
+  );
+  t.same(await statuses(gateway.url, 2), [200, 429]);
+  t.equal(await answered(gateway, "shared"), 2);
+  await gateway.gateway.reload(configOf({}));
+  t.same(await statuses(gateway.url, 3), [200, 200, 200]);
 });

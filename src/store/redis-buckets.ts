@@ -32,7 +32,8 @@ const TAKE_TOKEN = `
 /** Token buckets in Redis, for all gateways that use it: one key each, which is gone when the bucket is full. */
 export class RedisBuckets implements SharedBuckets {
   readonly #link: RedisLink;
-  readonly #limiters = new Map<BucketRule, RateLimiterRedis>();
+  /** Rules go with their configuration. */
+  readonly #limiters = new WeakMap<BucketRule, RateLimiterRedis>();
 
   constructor(link: RedisLink) {
     this.#link = link;
