@@ -134,7 +134,7 @@ export function createListener(generations: Generations, options: ListenerOption
     const gate = currentGate();
     const exchange = openExchange(gate, "", "1.1", connection.peer);
     exchange.status = refusal.status;
-    exchange.fail("http_request_error", refusal.message);
+    exchange.fail("http_request_error", refusal.message, refusal.limit);
     const { errorPages } = gate;
     writeRefusal({ errorPages, strictTransport: strictTransportOf(gate) }, socket, refusal, exchange);
     closeExchange(gate, exchange, true);
@@ -289,7 +289,9 @@ export function createListener(generations: Generations, options: ListenerOption
     const connection = connectionOf(socket);
     const refusal = describeClientError(error);
     const [current] = connection.running;
-    if (refusal === undefined || !socket.writable) socket.destroy();
+    // A browser connects in advance, and may never ask: nothing is told of such a connection, neither here nor to it.
+    const isSilent = socket.bytesRead === 0;
+    if (refusal === undefined || isSilent || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
     else if (current.exchange.endedMs !== undefined) current.res.end();
