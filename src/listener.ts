@@ -9,12 +9,13 @@ import {
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
-import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
+import { type Conversation, fail, ownMessage, reasonOf } from "./answers.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { badRequest, type ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
 import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
+import { endLingering } from "./core/linger.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import { isForPerson } from "./core/navigation.ts";
 import { describePeer, type Encryption, type Peer } from "./core/peer.ts";
@@ -143,6 +144,8 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       });
       return;
     }
+    // What a client sends behind a response that ends the connection is no request.
+    if (req.socket.writableEnded) return;
     if (connection.refusal !== undefined && !req.complete) {
       // Its content is what was malformed: it will never be whole.
       refuse(gate, req.socket, connection, connection.refusal);
@@ -211,7 +214,6 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     if (refusal === undefined || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(gate, socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
-    else if (current.exchange.endedMs !== undefined) current.res.end();
     else if (current.res.headersSent) socket.destroy();
     else {
       // The content of the request that is running is malformed: what went upstream of it is cut off.
@@ -316,7 +318,5 @@ function writeRefusal(
   let text = `HTTP/1.1 ${status} ${reasonOf(status)}\r\n`;
   for (let i = 0; i < head.length; i += 2) text += `${head[i]}: ${head[i + 1]}\r\n`;
   socket.end(`${text}\r\n${method === "HEAD" ? "" : body}`);
-  socket.resume();
-  const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
-  socket.once("close", () => clearTimeout(linger));
+  endLingering.call(socket);
 }

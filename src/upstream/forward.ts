@@ -3,6 +3,7 @@ import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import { lingerAtEnd } from "../core/linger.ts";
 import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
   addSessionCookie,
@@ -77,15 +78,23 @@ export function forward(
 function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number): Readable {
   const content = new PassThrough();
   const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
-  req.on("data", (chunk: Buffer) => {
+  const count = (chunk: Buffer): void => {
     exchange.requestBytes += chunk.length;
     idle.refresh();
-  });
+  };
+  req.on("data", count);
   req.on("end", () => clearTimeout(idle));
   req.on("error", (error) => content.destroy(error));
   // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
-  content.on("error", () => req.unpipe(content));
-  content.on("close", () => clearTimeout(idle));
+  content.on("error", () => {});
+  // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
+  // everything before they read anything.
+  content.on("close", () => {
+    clearTimeout(idle);
+    req.off("data", count);
+    req.unpipe(content);
+    req.resume();
+  });
   return req.pipe(content);
 }
 
@@ -214,7 +223,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     exchange.source = "upstream";
     const fields = head.kept;
     if (status === 204 && head.contentLength !== undefined) removeContentLength(fields);
-    if (this.#request.closeConnection() || !this.#requestIsRead()) fields.push("connection", "close");
+    if (this.#request.closeConnection() || !this.#requestIsRead()) {
+      fields.push("connection", "close");
+      lingerAtEnd(this.#res.socket);
+    }
     if (exchange.capture !== undefined) {
       // A login may have put it under watch only now.
       exchange.capture.upstreamResponse ??= maskFields(rawHeaders(this.#controller));
