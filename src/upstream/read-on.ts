@@ -14,7 +14,8 @@ type Done = (error?: Error | null) => void;
 export function readOn(connect: buildConnector.connector): buildConnector.connector {
   return (options, callback) =>
     connect(options, (...result) => {
-      if (result[1] !== null) tellLate(result[1]);
+      // Of a failure undici does not say null, but nothing.
+      if (result[1]) tellLate(result[1]);
       callback(...result);
     });
 }
