@@ -1,6 +1,6 @@
 /**
  * Large contents in both directions, in constant memory: that of a gateway in a process of its own.
- * `COATCHECK_STREAM_MIB` is how many MiB go each way: 256 by default, several thousand for a longer look.
+ * `COATCHECK_STREAM_MIB` is how many MiB go each way: 96 by default, several thousand for a longer look.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -11,7 +11,7 @@ import t from "tap";
 import { startHttp } from "./support/servers.ts";
 
 const MIB = 1024 * 1024;
-const SIZE = Number(process.env.COATCHECK_STREAM_MIB ?? 256) * MIB;
+const SIZE = Number(process.env.COATCHECK_STREAM_MIB ?? 96) * MIB;
 /** What the gateway may grow by while contents pass: buffers of sockets, and garbage. It does not depend on their size. */
 const ALLOWANCE = 128 * MIB;
 
