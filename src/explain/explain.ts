@@ -10,6 +10,7 @@ import type {
 } from "../core/explanation.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
 import type { RequestTarget } from "../core/request-target.ts";
@@ -19,7 +20,16 @@ import type { SessionStore } from "../core/store.ts";
 import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.ts";
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
-import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget, refuseLoop } from "../pipeline.ts";
+import {
+  checkUpgrade,
+  clientOf,
+  fieldsFor,
+  type Gate,
+  isForGateway,
+  mismatched,
+  readTarget,
+  refuseLoop,
+} from "../pipeline.ts";
 import { isMismatch } from "../session/binding.ts";
 import type { CookieNote, PresentedCookie } from "../session/cookie.ts";
 import { DryLookup, type Sighting } from "../session/dry-lookup.ts";
@@ -143,12 +153,13 @@ class Replay {
 
   async run(): Promise<Explanation> {
     try {
-      return await this.#walk();
+      return withForm(await this.#walk(), this.#parsed.rawHeaders);
     } catch (error) {
       if (!(error instanceof ProxyError)) throw error;
       this.#tell(this.#at, error.message, false, this.#circumstances);
       const { status, code, message } = error;
-      return answered(this.#steps, status, code, message, this.#adviceOn(error));
+      const explanation = answered(this.#steps, status, code, message, this.#adviceOn(error));
+      return withForm(explanation, this.#parsed.rawHeaders);
     }
   }
 
@@ -171,6 +182,10 @@ class Replay {
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     this.#tellRoute(route, target);
+    if (this.#parsed.asksForWebSocket) {
+      checkUpgrade(route, head, target, exchange);
+      this.#tell("route", "a WebSocket, which the route takes from pages of this origin", true);
+    }
 
     const notes: CookieNote[] = [];
     const cookie = gate.cookie.read(head.cookie, notes);
@@ -369,6 +384,10 @@ class Replay {
     if (code === "destination_not_found")
       return "add a route whose match has this host (or none, for any) and a path that the request's begins with";
     if (code === "proxy_configuration_error") return "give the route an upstream";
+    if (code === "http_request_denied")
+      return "list the origin of the page in websockets.origins of the route, if its pages may act in the name of whoever looks at them";
+    if (this.#parsed.asksForWebSocket && code === "http_request_error" && this.#steps.length > 2)
+      return "correct the client: this is no WebSocket handshake of RFC 6455";
     if (this.#at === "route")
       return "spell the path in its plain form, or let every reading of it belong to one route: Coatcheck does not guess which one the application takes";
     return "correct the client, or whatever proxy is between it and Coatcheck: a request must have one reading";
@@ -403,4 +422,12 @@ function answered(
     ...(advice !== undefined && { advice }),
     wouldAnswer: { status, ...(error && { error }), ...(location !== undefined && { location }) },
   };
+}
+
+/** Says in which of its two forms an answer of Coatcheck's own would be sent. */
+function withForm(explanation: Explanation, rawHeaders: readonly string[]): Explanation {
+  const { wouldAnswer } = explanation;
+  if (wouldAnswer === undefined || wouldAnswer.status < 400) return explanation;
+  const form = isForPerson(rawHeaders) ? "page" : "problem-details";
+  return { ...explanation, wouldAnswer: { ...wouldAnswer, form } };
 }
