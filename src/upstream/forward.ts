@@ -125,6 +125,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   readonly #res: ClientResponse;
   readonly #exchange: Exchange;
   #controller: Dispatcher.DispatchController | undefined;
+  #content: Readable | null = null;
   /** Whether the connection has had a request before this one: then its server may have closed it just now. */
   #isReused = false;
   #answerBegun = false;
@@ -150,13 +151,14 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   dispatch(): void {
     const { upstream, method, path, headers, hasContent, chunked, upgrade } = this.#request;
+    if (hasContent) this.#content = requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs);
     upstream.dispatch(
       {
         method: method as Dispatcher.HttpMethod,
         path,
         headers,
         ...(upgrade !== undefined && { upgrade: "websocket" }),
-        body: hasContent ? requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs) : null,
+        body: this.#content,
         // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
         // not be a next one (CVE-2026-29057).
         ...(hasContent &&
@@ -369,6 +371,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(error);
+    this.#content?.destroy(); // undici does not, where it found no connection
     this.#tunnel?.destroy();
     this.#request.onFailure(error);
   }
@@ -380,6 +383,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(new Error("the client has gone"));
+    this.#content?.destroy();
     this.#tunnel?.destroy();
   }
 
