@@ -180,6 +180,10 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
 
   const startUpgrade = (req: IncomingMessage, socket: Socket, octets: Buffer): void => {
     socket.on("error", () => socket.destroy());
+    if (socket.writableEnded) {
+      socket.resume();
+      return;
+    }
     const { running } = connectionOf(socket);
     // Before Node 24.9, those that are not granted come this way too.
     if (running.size > 0 || hasContent(req)) {

@@ -143,6 +143,7 @@ t.test(
     await once(socket, "end");
     t.match(answer, /^HTTP\/1\.1 200 OK\r\n[\s\S]*connection: close\r\n[\s\S]*early$/i);
     socket.write(`${"x".repeat(99_999)}GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+    socket.write("GET /upgrade HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
     // It keeps its side open, and is let go of: what it writes then is refused.
     const closed = new Promise((resolve) => socket.once("close", resolve));
     while (!socket.destroyed) {
