@@ -154,6 +154,7 @@ export class Gateway {
     });
     observer.metrics.watchConnections(this.#connections);
     this.#limiter = new RequestLimiter({
+      patienceMs: options.limiterPatienceMs,
       openShared: plainStore.openBuckets?.bind(plainStore),
       onFallback: (active, failure) => observer.limiterFellBack(active, failure),
       onChecked: (by) => observer.metrics.limiterAnswered(by),

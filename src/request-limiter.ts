@@ -6,7 +6,7 @@ import { onBehalfOf } from "./core/on-behalf.ts";
 
 /** How many requests each address and each session may send: a token bucket for each. */
 
-/** How long a request waits for the shared buckets. */
+/** How long a request waits for the shared buckets, by default. */
 const PATIENCE_MS = 50;
 /** How long they are not asked after they gave no answer in time. */
 const REST_MS = 1_000;
@@ -16,6 +16,8 @@ const MAX_BUCKETS = 50_000;
 export interface RequestLimiterOptions {
   /** Absent: each process counts for itself. */
   readonly openShared: (() => Promise<SharedBuckets>) | undefined;
+  /** How long a request waits for the shared buckets, milliseconds. */
+  readonly patienceMs: number | undefined;
   /** The shared buckets give no answer in time (true), so each process counts for itself; or they do again (false). */
   readonly onFallback: (active: boolean, failure: unknown) => void;
   /** Told who was asked, of each request. */
@@ -48,7 +50,7 @@ export class RequestLimiter {
   /**
    * Takes a token for a request.
    * @param subject whose bucket: an address or a session key.
-   * @returns a promise where somebody else has to be asked, which takes 50 ms at most.
+   * @returns a promise where somebody else has to be asked, which takes no longer than `patienceMs`.
    * @throws ProxyError (429) when there is none; the promise rejects with the same.
    */
   check(rule: BucketRule, subject: string, exchange: Exchange): Promise<void> | undefined {
@@ -76,7 +78,7 @@ export class RequestLimiter {
   async #checkShared(rule: BucketRule, key: string, answer: number | Promise<number>): Promise<void> {
     let waitMs: number;
     try {
-      waitMs = answer instanceof Promise ? await inTime(answer) : answer;
+      waitMs = answer instanceof Promise ? await inTime(answer, this.#options.patienceMs ?? PATIENCE_MS) : answer;
     } catch (error) {
       this.#fallBack(true, error);
       this.#askAgainAt = performance.now() + REST_MS;
@@ -109,9 +111,9 @@ export class RequestLimiter {
 }
 
 /** @throws Error when it takes too long. */
-function inTime(answer: Promise<number>): Promise<number> {
+function inTime(answer: Promise<number>, patienceMs: number): Promise<number> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no answer within ${PATIENCE_MS} ms`)), PATIENCE_MS);
+    const timer = setTimeout(() => reject(new Error(`no answer within ${patienceMs} ms`)), patienceMs);
     answer.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
