@@ -46,6 +46,8 @@ export interface GatewayOptions {
   readonly store?: SessionStore;
   /** How often the files of certificates are looked at, milliseconds; default ten seconds. */
   readonly certificatePollMs?: number;
+  /** How long a request waits for rate limits that gateways share, milliseconds; default 50. */
+  readonly limiterPatienceMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
   /** Where the configuration came from, to read it again; absent: nowhere. */
