@@ -10,7 +10,7 @@ import { onBehalfOf } from "./core/on-behalf.ts";
 const PATIENCE_MS = 50;
 /** How long they are not asked after they gave no answer in time. */
 const REST_MS = 1_000;
-/** Buckets that this process remembers, of each kind: attackers choose addresses. The longest unused go first. */
+/** Buckets that this process remembers: attackers choose addresses. The longest unused go first. */
 const MAX_BUCKETS = 50_000;
 
 export interface RequestLimiterOptions {
