@@ -35,7 +35,7 @@ import { countSessions } from "./redis-count.ts";
 import { RedisFeed } from "./redis-feed.ts";
 import { inspectRedis } from "./redis-inspection.ts";
 import { type CommandKind, isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
-import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
+import { ATTRIBUTE_PREFIX, BUCKET_SCRIPTS, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
 import { type SweptStore, sweepRedis } from "./redis-sweep.ts";
 
 const MAX_LISTED = 1000;
@@ -102,7 +102,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#codec = options.codec ?? PLAIN_JSON;
     this.#layout = options.layout ?? "blob";
     this.#observer = options.observer ?? NO_OBSERVER;
-    this.#link = new RedisLink(parseRedisUrl(url), SCRIPTS, this.#observer);
+    this.#link = new RedisLink(parseRedisUrl(url), { ...SCRIPTS, ...BUCKET_SCRIPTS }, this.#observer);
   }
 
   /** Done when the first attempt to connect has succeeded or failed. */
