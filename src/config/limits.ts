@@ -78,7 +78,7 @@ export const limits = z
             "Octets a second that a request's content has to arrive with while the application reads it. Below it: 408. `0B`: no limit.",
           ),
         window: duration({ min: "100ms", max: "10m" })
-          .default("10s")
+          .default("30s")
           .describe("What `minRate` is an average over: how long a client may send nothing at all."),
       })
       .prefault({}),
