@@ -71,7 +71,7 @@ export class Gateway {
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
   readonly #census: Census;
-  readonly #upstreams: readonly Upstream[];
+  readonly #upstreams: readonly (Upstream | undefined)[];
   readonly #server: Server;
   readonly #admin: Server;
   readonly #serverConnections: Connections;
@@ -105,17 +105,18 @@ export class Gateway {
     this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
     this.#store = store;
     this.#upstreams = config.upstreams.map(
-      (upstream, index) => new Upstream({ ...upstream, tls: tls.upstreams[index] }),
+      (upstream, index) => upstream && new Upstream({ ...upstream, tls: tls.upstreams[index] }),
     );
     this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
     const cookie = new SessionCookie(session.cookie);
     const identity = new IdentityHeaders(config.identityHeaders);
     const gate: Gate = {
       trusted: new TrustedProxies(config.listen.trustedProxies),
-      requestRules: new HeaderRules(identity.names),
+      requestRules: new HeaderRules(identity.names, config.forwardAuth !== undefined),
       responseRules: new ResponseHeaderRules(session.cookie.name, config.listen.tls?.strictTransport),
       routes: new RouteTable(routes),
       upstreams: this.#upstreams,
+      forwardAuth: config.forwardAuth,
       cookie,
       lookup: cache ?? new StoreLookup(store),
       binding: { to: session.bind, onMismatch: session.onMismatch },
@@ -351,7 +352,7 @@ export class Gateway {
   async #release(): Promise<void> {
     for (const unwatch of this.#unwatchCertificates) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
-    await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
+    await Promise.all(this.#upstreams.map((upstream) => upstream?.close()));
     await this.#toucher.flush();
     await this.#census.end();
     await this.#store.close();

@@ -77,7 +77,10 @@ export interface Config {
   readonly cache: { readonly maxBytes: number; readonly maxAgeMs: number; readonly staleOnOutageMs: number };
   readonly identityHeaders: Readonly<Record<string, string>>;
   readonly routes: readonly Route[];
-  readonly upstreams: readonly UpstreamConfig[];
+  /** By `Route.index`; absent where a route is there for verifications only. */
+  readonly upstreams: readonly (UpstreamConfig | undefined)[];
+  /** Where other proxies ask; absent: nobody may. */
+  readonly forwardAuth: { readonly path: string } | undefined;
   readonly observe: ObserveSettings & {
     readonly log: { readonly format: "auto" | "json" | "pretty" };
     /** From the environment; `undefined`: no spans are exported. */
@@ -125,18 +128,8 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
     },
     identityHeaders: settings.identity.headers,
     routes: settings.routes.map(compileRoute),
-    upstreams: settings.routes.map(({ upstream }) => ({
-      target: new URL(upstream.targets[0] as string).origin,
-      connectTimeoutMs: ms(upstream.timeouts.connect),
-      firstByteTimeoutMs: ms(upstream.timeouts.firstByte),
-      idleTimeoutMs: ms(upstream.timeouts.idle),
-      tls: upstream.tls && {
-        ca: upstream.tls.ca,
-        cert: upstream.tls.cert,
-        key: upstream.tls.key,
-        serverName: upstream.tls.serverName,
-      },
-    })),
+    upstreams: settings.routes.map(({ upstream }) => upstream && compileUpstream(upstream)),
+    forwardAuth: settings.forwardAuth,
     observe: {
       log: observe.log,
       traces: {
@@ -152,6 +145,20 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });
+}
+
+function compileUpstream({
+  targets,
+  timeouts,
+  tls,
+}: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
+  return {
+    target: new URL(targets[0] as string).origin,
+    connectTimeoutMs: ms(timeouts.connect),
+    firstByteTimeoutMs: ms(timeouts.firstByte),
+    idleTimeoutMs: ms(timeouts.idle),
+    tls: tls && { ca: tls.ca, cert: tls.cert, key: tls.key, serverName: tls.serverName },
+  };
 }
 
 function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["listen"]["tls"]>): ListenTlsConfig {

@@ -25,6 +25,7 @@ const SHOWN: ReadonlySet<string> = new Set([
   "session.cookie.path",
   "session.cookie.domain",
   "identity.headers.*",
+  "forwardAuth.path",
   "routes.*.match.host",
   "routes.*.match.path",
   "routes.*.upstream.tls.ca",

@@ -1,5 +1,6 @@
 import { resolve } from "node:path";
 import { z } from "zod";
+import { isVerification } from "../core/forward-auth.ts";
 import {
   foldName,
   HOP_BY_HOP,
@@ -354,25 +355,44 @@ const upstream = z.preprocess(
 /** Names that would reach into the object machinery instead of the session. */
 const FORBIDDEN_ATTRIBUTES = new Set(["__proto__", "constructor", "prototype"]);
 
+/** By whole segments, and without what could be read in two ways. */
+const plainPath = z
+  .string()
+  .regex(/^\/(?:(?![?#%\\;])[\x21-\x7e])*$/, {
+    error: 'must begin with "/" and hold printable ASCII only, and none of ? # % \\ ;',
+  })
+  .refine((path) => !/\/(\/|\.{1,2}(\/|$))/.test(path), {
+    error: "must be normalised: without empty, . and .. segments",
+  });
+
+const forwardAuth = z
+  .strictObject({
+    path: plainPath
+      .refine((path) => !path.endsWith("/"), { error: 'must have a segment, and no "/" at the end' })
+      .default("/verify")
+      .describe("Where another proxy asks. Below it, Envoy asks: it puts the path that it asks about behind this one."),
+  })
+  .optional()
+  .describe(
+    "Other proxies ask whether a request may go on, and in whose name, and forward it themselves: nginx (`auth_request`), Traefik, Caddy and Envoy; [docs/forward-auth.md](forward-auth.md). `{}` is enough. Only those of `listen.trustedProxies` may ask. Absent: nobody may.",
+  );
+
 const route = z
   .strictObject({
     match: z
       .strictObject({
         host: hostname.optional().describe("Host name; absent: every host."),
-        path: z
-          .string()
-          .regex(/^\/(?:(?![?#%\\;])[\x21-\x7e])*$/, {
-            error: 'must begin with "/" and hold printable ASCII only, and none of ? # % \\ ;',
-          })
-          .refine((path) => !/\/(\/|\.{1,2}(\/|$))/.test(path), {
-            error: "must be normalised: without empty, . and .. segments",
-          })
+        path: plainPath
           .default("/")
           .describe("Path prefix, by whole segments: `/admin` matches `/admin` and `/admin/x`, not `/administrator`."),
       })
       .prefault({})
       .describe("Which requests; the most specific host wins, then the longest path."),
-    upstream: upstream.describe("A URL, or `{ targets: [URL], timeouts: {…}, tls: {…} }`."),
+    upstream: upstream
+      .optional()
+      .describe(
+        "A URL, or `{ targets: [URL], timeouts: {…}, tls: {…} }`. With `forwardAuth` it may be absent: then the route is there for other proxies to ask about, and forwards nothing.",
+      ),
     session: z
       .enum(["required", "optional", "none"])
       .default("required")
@@ -419,6 +439,8 @@ const route = z
         path: ["write"],
         message: 'needs session "optional" or "required": a login has to see the session that it replaces',
       });
+    if (value.upstream === undefined && value.write !== undefined)
+      context.addIssue({ code: "custom", path: ["write"], message: "needs an upstream: it is what may write" });
     if (value.session !== "optional" && value.onOutage !== 503)
       context.addIssue({ code: "custom", path: ["onOutage"], message: 'has a meaning only with session "optional"' });
     if (value.session !== "required" && value.onMissing !== 401)
@@ -588,12 +610,31 @@ export const settingsSchema = z
     cache,
     session,
     identity,
+    forwardAuth,
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),
     errors,
     observe,
     shutdown,
   })
   .superRefine((value, context) => {
+    const { forwardAuth, listen } = value;
+    if (forwardAuth !== undefined && listen.trustedProxies.length === 0)
+      context.addIssue({
+        code: "custom",
+        path: ["listen", "trustedProxies"],
+        message:
+          "forwardAuth needs the addresses of the proxies that ask, such as [127.0.0.1]: nobody else is believed",
+      });
+    value.routes.forEach(({ match, upstream }, index) => {
+      if (upstream === undefined && forwardAuth === undefined)
+        context.addIssue({ code: "custom", path: ["routes", index, "upstream"], message: "is required" });
+      if (upstream !== undefined && forwardAuth !== undefined && isVerification(forwardAuth.path, match.path))
+        context.addIssue({
+          code: "custom",
+          path: ["routes", index, "match", "path"],
+          message: `is never reached: forwardAuth answers at ${forwardAuth.path}`,
+        });
+    });
     const seen = new Map<string, number>();
     value.routes.forEach(({ match }, index) => {
       const id = `${match.host ?? "*"}${match.path.replace(/\/$/, "")}`;

@@ -46,6 +46,7 @@ export class Metrics {
   readonly #feed = this.#gauge("coatcheck_session_feed");
   readonly #changeDelay = this.#histogram("coatcheck_session_change_delay_seconds");
   readonly #revocationDelay = this.#histogram("coatcheck_session_revocation_delay_seconds").add("", {});
+  readonly #asked = this.#counter("coatcheck_verifications_total");
   readonly #stripped = this.#counter("coatcheck_headers_stripped_total");
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
@@ -120,6 +121,8 @@ export class Metrics {
     }
     if (exchange.cookie === "valid") this.#verifications.inc(exchange.cookieSecret === 0 ? FIRST : OLDER);
     else if (exchange.cookie === "bad-signature") this.#verifications.inc(NONE);
+    if (exchange.verification !== undefined)
+      this.#asked.inc({ protocol: exchange.verification.protocol, decision: exchange.decision });
     if (exchange.stripped !== undefined) {
       for (const [stripClass, count] of Object.entries(exchange.stripped))
         this.#stripped.inc({ class: stripClass }, count);

@@ -9,7 +9,7 @@ import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
 import { RuntimeSettings, type SettingsChange } from "./settings.ts";
-import { RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
+import { RefusedVerifications, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
 import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
@@ -46,6 +46,7 @@ export class Observer {
   readonly recorder: Recorder;
   readonly watches: Watches;
   readonly #spoofAttempts: SpoofAttempts;
+  readonly #refusedVerifications: RefusedVerifications;
   readonly #refusedWriteBacks: RefusedWriteBacks;
   readonly settings: RuntimeSettings;
   #recorderSizes: ObserveConfig["recorder"];
@@ -69,6 +70,7 @@ export class Observer {
       ...(logDestination && { destination: logDestination }),
     });
     this.#spoofAttempts = new SpoofAttempts(this.log);
+    this.#refusedVerifications = new RefusedVerifications(this.log);
     this.#refusedWriteBacks = new RefusedWriteBacks(this.log);
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
     this.watches = new Watches({
@@ -154,6 +156,7 @@ export class Observer {
     this.metrics.requestEnded(exchange);
     this.log.exchange(exchange);
     if (exchange.spoofedNames !== undefined) this.#spoofAttempts.note(exchange);
+    if (exchange.verification !== undefined) this.#refusedVerifications.note(exchange);
     if (exchange.writeBack !== undefined) this.#refusedWriteBacks.note(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
@@ -246,6 +249,7 @@ export class Observer {
     this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     this.#spoofAttempts.close();
+    this.#refusedVerifications.close();
     this.#refusedWriteBacks.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
     this.watches.close();
