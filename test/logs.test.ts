@@ -110,6 +110,14 @@ async function livesOfSessions(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function refusedVerifications(t: Teardown): Promise<Line[]> {
+  const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+  const gateway = await startGateway(t, { listen, forwardAuth: {}, routes: [{}] });
+  for (const uri of ["/", "/../", "/%2e%2e"])
+    await ask(`${gateway.url}/verify`, { headers: { "x-forwarded-host": "a", "x-forwarded-uri": uri } });
+  return gateway.logs;
+}
+
 async function refusedWriteBacks(t: Teardown): Promise<Line[]> {
   const waiting: (() => void)[] = [];
   const fields: Record<string, string[]> = {
@@ -239,6 +247,7 @@ t.test("every event that is written is listed with its fields, and every listed 
   const lines = (
     await Promise.all([
       livesOfSessions(t),
+      refusedVerifications(t),
       refusedWriteBacks(t),
       storeWithTroubles(t),
       renewedCertificates(t),
