@@ -12,6 +12,7 @@ import type {
 import type { AskedAbout } from "../core/forward-auth.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
 import type { RequestTarget } from "../core/request-target.ts";
@@ -22,6 +23,7 @@ import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.t
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
 import {
+  checkUpgrade,
   clientOf,
   fieldsFor,
   type Gate,
@@ -157,12 +159,14 @@ class Replay {
 
   async run(): Promise<Explanation> {
     try {
-      return await this.#walk();
+      return withForm(await this.#walk(), this.#parsed.rawHeaders);
     } catch (error) {
       if (!(error instanceof ProxyError)) throw error;
       this.#tell(this.#at, error.message, false, this.#circumstances);
       const { code, message } = error;
-      return answered(this.#steps, statusFor(this.#exchange, error), code, message, this.#adviceOn(error));
+      const status = statusFor(this.#exchange, error);
+      const explanation = answered(this.#steps, status, code, message, this.#adviceOn(error));
+      return withForm(explanation, this.#parsed.rawHeaders);
     }
   }
 
@@ -190,6 +194,10 @@ class Replay {
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     this.#tellRoute(route, target);
     if (asked === undefined) upstreamOf(gate, route);
+    if (asked === undefined && this.#parsed.asksForWebSocket) {
+      checkUpgrade(route, head, target, exchange);
+      this.#tell("route", "a WebSocket, which the route takes from pages of this origin", true);
+    }
 
     const notes: CookieNote[] = [];
     const cookie = gate.cookie.read(head.cookie, notes);
@@ -404,7 +412,7 @@ class Replay {
   }
 
   #adviceOn({ code }: ProxyError): string {
-    if (code === "http_request_denied") {
+    if (code === "http_request_denied" && this.#exchange.verification !== undefined) {
       return this.#exchange.stripped === undefined
         ? "list the address of the proxy in listen.trustedProxies, if it is one of yours"
         : "let no proxy ask twice about one request, or after it has set identity headers of its own; if a client sent them, nothing is wrong";
@@ -414,6 +422,10 @@ class Replay {
     if (code === "destination_not_found")
       return "add a route whose match has this host (or none, for any) and a path that the request's begins with";
     if (code === "proxy_configuration_error") return "give the route an upstream";
+    if (code === "http_request_denied")
+      return "list the origin of the page in websockets.origins of the route, if its pages may act in the name of whoever looks at them";
+    if (this.#parsed.asksForWebSocket && code === "http_request_error" && this.#steps.length > 2)
+      return "correct the client: this is no WebSocket handshake of RFC 6455";
     if (this.#at === "route")
       return "spell the path in its plain form, or let every reading of it belong to one route: Coatcheck does not guess which one the application takes";
     return "correct the client, or whatever proxy is between it and Coatcheck: a request must have one reading";
@@ -448,4 +460,12 @@ function answered(
     ...(advice !== undefined && { advice }),
     wouldAnswer: { status, ...(error && { error }), ...(location !== undefined && { location }) },
   };
+}
+
+/** Says in which of its two forms an answer of Coatcheck's own would be sent. */
+function withForm(explanation: Explanation, rawHeaders: readonly string[]): Explanation {
+  const { wouldAnswer } = explanation;
+  if (wouldAnswer === undefined || wouldAnswer.status < 400) return explanation;
+  const form = isForPerson(rawHeaders) ? "page" : "problem-details";
+  return { ...explanation, wouldAnswer: { ...wouldAnswer, form } };
 }
