@@ -342,7 +342,8 @@ t.test("the access line: every field is listed, those that are not optional are 
   await raw(gateway.port, "nonsense\r\n\r\n");
   const broken = await startGateway(t, { upstream: "http://127.0.0.1:9" });
   await ask(broken.url);
-  const lines = [...accessLines(gateway), ...accessLines(broken)];
+  const verified = (await refusedVerifications(t)).filter(({ event }) => event === "http.access");
+  const lines = [...accessLines(gateway), ...accessLines(broken), ...verified];
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));
   const seen = new Set(lines.flatMap((line) => Object.keys(line)));
   for (const name of Object.keys(ACCESS_FIELDS)) t.ok(seen.has(name.replace("?", "")), `${name} has been seen`);
