@@ -1,10 +1,12 @@
 import { randomBytes } from "node:crypto";
+import type { IdentityHeader } from "../core/identity.ts";
 import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import { maskSettings } from "./mask.ts";
+import { identityHeaders } from "./presets.ts";
 import type { Settings } from "./schema.ts";
 
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
@@ -75,7 +77,7 @@ export interface Config {
     readonly encryptionKeys: readonly string[];
   };
   readonly cache: { readonly maxBytes: number; readonly maxAgeMs: number; readonly staleOnOutageMs: number };
-  readonly identityHeaders: Readonly<Record<string, string>>;
+  readonly identityHeaders: readonly IdentityHeader[];
   readonly routes: readonly Route[];
   /** By `Route.index`; absent where a route is there for verifications only. */
   readonly upstreams: readonly (UpstreamConfig | undefined)[];
@@ -126,7 +128,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       maxAgeMs: ms(settings.cache.maxAge),
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
-    identityHeaders: settings.identity.headers,
+    identityHeaders: identityHeaders(settings.identity.preset, settings.identity.headers),
     routes: settings.routes.map(compileRoute),
     upstreams: settings.routes.map(({ upstream }) => upstream && compileUpstream(upstream)),
     forwardAuth: settings.forwardAuth,
@@ -197,7 +199,7 @@ function ms(duration: string): number {
 }
 
 function deepFreeze<T>(value: T): T {
-  if (typeof value === "object" && value !== null && !(value instanceof Set)) {
+  if (typeof value === "object" && value !== null && !(value instanceof Set || value instanceof RegExp)) {
     for (const item of Object.values(value)) deepFreeze(item);
     Object.freeze(value);
   }

@@ -24,6 +24,7 @@ const SHOWN: ReadonlySet<string> = new Set([
   "session.cookie.sameSite",
   "session.cookie.path",
   "session.cookie.domain",
+  "identity.preset.*",
   "identity.headers.*",
   "forwardAuth.path",
   "routes.*.match.host",

@@ -2,6 +2,7 @@ import { resolve } from "node:path";
 import { z } from "zod";
 import { isVerification } from "../core/forward-auth.ts";
 import {
+  FORWARDED_IDENTITY,
   foldName,
   HOP_BY_HOP,
   INTERNAL_PREFIX,
@@ -17,6 +18,7 @@ import { BINDINGS } from "../core/session.ts";
 import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, quoted, secret, size, url, whole } from "./fields.ts";
+import { conflictOf, identityHeaders, PRESETS } from "./presets.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
@@ -237,15 +239,21 @@ function headerNameProblem(name: string): string | undefined {
   const reserved =
     RESERVED_HEADERS.has(lower) ||
     HOP_BY_HOP.has(lower) ||
-    isForwardedFamily(lower) ||
+    (isForwardedFamily(lower) && !FORWARDED_IDENTITY.has(lower)) ||
     lower.startsWith(INTERNAL_PREFIX);
   return reserved || (Object.values(WRITE_BACK_HEADERS) as string[]).includes(lower)
     ? `"${name}" has a meaning of its own and cannot carry identity`
     : undefined;
 }
 
-const identity = z
+const identitySettings = z
   .strictObject({
+    preset: z
+      .preprocess((value) => (typeof value === "string" ? [value] : value), z.array(z.enum(PRESETS)))
+      .default([])
+      .describe(
+        `Headers that applications know: \`${PRESETS.join("`, `")}\`, or a list of these; [docs/presets.md](presets.md). Values are UTF-8 and lists are written as the application reads them.`,
+      ),
     headers: z
       .record(z.string(), z.string())
       .default({
@@ -256,9 +264,6 @@ const identity = z
         "X-Session-Handle": "handle",
       })
       .superRefine((headers, context) => {
-        if (Object.keys(headers).length > MAX_IDENTITY_HEADERS) {
-          context.addIssue({ code: "custom", message: `at most ${MAX_IDENTITY_HEADERS} headers` });
-        }
         const folded = new Map<string, string>();
         for (const [name, source] of Object.entries(headers)) {
           const problem =
@@ -270,9 +275,25 @@ const identity = z
         }
       })
       .describe(
-        "Header name → JSON pointer into `{user, data, createdAt, expiresAt}`, or `handle`. Every route gets all of them, empty where there is no value; a client's own are removed.",
+        "Header name → JSON pointer into `{user, data, createdAt, expiresAt}`, or `handle`. With a preset there are none by default; one of the preset's names says where its value comes from. Every route gets all of them, empty where there is no value; a client's own are removed.",
       ),
   })
+  .superRefine(({ preset, headers }, context) => {
+    const conflict = conflictOf(preset, headers);
+    if (conflict !== undefined) context.addIssue({ code: "custom", path: ["preset"], message: conflict });
+    if (identityHeaders(preset, headers).length > MAX_IDENTITY_HEADERS)
+      context.addIssue({ code: "custom", path: ["headers"], message: `at most ${MAX_IDENTITY_HEADERS} headers` });
+  });
+
+/** Whoever asks for a preset does not want the others beside it. */
+const identity = z
+  .preprocess(
+    (value) =>
+      typeof value === "object" && value !== null && "preset" in value && !("headers" in value)
+        ? { ...value, headers: {} }
+        : value,
+    identitySettings,
+  )
   .prefault({})
   .describe("What upstream is told.");
 

@@ -403,7 +403,7 @@ class Replay {
       if (source === "handle") return `${name}: ${value === "" ? "empty" : (handle ?? "")}`;
       if (value !== "") return `${name}: ${counted(value.length, "character")} from ${source}`;
       const there = session !== undefined && valueAt(session, parsePointer(source)) !== undefined;
-      return `${name}: empty${there ? `, because what is at ${source} is too long or empty` : `, nothing is at ${source}`}`;
+      return `${name}: empty${there ? `, because what is at ${source} is empty, too long, or not to be said in a header` : `, nothing is at ${source}`}`;
     });
     if (staleMs !== undefined)
       detail.push("X-Coatcheck-Session: stale, with the age of what was read before the outage");
