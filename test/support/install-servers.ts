@@ -12,6 +12,7 @@ const SERVERS = {
   nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
   haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
   caddy: { version: "2.6", isThere: () => runs("caddy", "version") },
+  radicale: { version: "3.1", isThere: () => runs("radicale") },
   chromium: { version: "120", isThere: () => runs(CHROMIUM) },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
