@@ -139,7 +139,7 @@ t.test("what does not go together is said", (t) => {
 t.test("each preset is in the document, with its headers", (t) => {
   const text = readFileSync(join(ROOT, "docs/presets.md"), "utf8");
   for (const preset of PRESETS) {
-    const section = text.split(/^## /m).find((part) => part.includes(`preset: ${preset}`));
+    const section = text.split(/^## /m).find((part) => part.includes(`\`preset: ${preset}\``));
     t.ok(section, preset);
     for (const { name } of headersOf(preset)) t.ok(section?.includes(name), `${preset}: ${name}`);
   }
