@@ -29,11 +29,13 @@ import { forward, type UpgradeRequest } from "./upstream/forward.ts";
 import type { Upstream } from "./upstream/upstream.ts";
 import type { WebSockets } from "./websockets.ts";
 
-/** Everything that the way of a request needs; made once by the gateway. */
+/** Everything that the way of a request needs; made once for each configuration, and shared by all of its requests. */
 export interface Gate {
   readonly trusted: TrustedProxies;
   readonly requestRules: HeaderRules;
   readonly responseRules: ResponseHeaderRules;
+  /** Value of `Strict-Transport-Security`, for what goes out over TLS. */
+  readonly strictTransport: string | undefined;
   readonly routes: RouteTable;
   /** By `Route.index`; absent where a route is there for verifications only. */
   readonly upstreams: readonly (Upstream | undefined)[];
@@ -105,7 +107,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const slides =
       resolution.session !== undefined &&
       resolution.key !== undefined &&
-      gate.toucher.used(resolution.key, resolution.session) !== undefined;
+      gate.toucher.used(resolution.key, resolution.session, gate.lifecycle.expiry) !== undefined;
 
     if (asked !== undefined) {
       await allow(gate, conversation, head, resolution, slides);
