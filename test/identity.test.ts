@@ -100,6 +100,15 @@ t.test("all headers are set, with or without a session", async (t) => {
   const fields: string[] = [];
   t.same(headers.inject(fields, { session }, "abc"), ["X-User-Id", "X-Created", "X-Session-Handle"]);
   t.same(fields, ["X-User-Id", "1", "X-Cart", "", "X-Created", "5", "X-Session-Handle", "abc"]);
+  const found = { session };
+  headers.inject([], found, "abc");
+  const others = new IdentityHeaders([
+    { name: "X-Version", source: "/version" },
+    { name: "X-Id", source: "/user/id" },
+  ]);
+  const changed: string[] = [];
+  others.inject(changed, found, "abc");
+  t.same(changed, ["X-Version", "1", "X-Id", "1"], "what is remembered with a session is of one configuration");
   const empty: string[] = [];
   t.same(headers.inject(empty, {}, undefined), []);
   t.same(empty, ["X-User-Id", "", "X-Cart", "", "X-Created", "", "X-Session-Handle", ""]);

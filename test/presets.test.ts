@@ -4,9 +4,17 @@ import { join } from "node:path";
 import t from "tap";
 import { loadConfig } from "../src/config/load.ts";
 import { headersOf, PRESETS } from "../src/config/presets.ts";
-import { ask, cookiePair, raw } from "./support/client.ts";
+import { ask, cookiePair, raw, until } from "./support/client.ts";
 import { ROOT } from "./support/project.ts";
-import { type RunningGateway, startApp, startGateway, type Upstream } from "./support/servers.ts";
+import {
+  feedState,
+  type RunningGateway,
+  SECRET,
+  startApp,
+  startGateway,
+  startRedis,
+  type Upstream,
+} from "./support/servers.ts";
 
 const app = await startApp(t);
 const USER = { id: "ada", name: "Ada Zo\u00eb", email: "ada@example.com", roles: ["admin", "a,b", "c|d", "two words"] };
@@ -114,6 +122,30 @@ t.test("a proxy that asks gets them too, UTF-8 as it is", async (t) => {
   const reply = await raw(gateway.port, [...head, "Connection: close", "", ""].join("\r\n"));
   t.match(Buffer.from(reply, "latin1").toString("utf8"), /^HTTP\/1\.1 200 OK\r\n.*\r\nRemote-Name: Ada Zoë\r\n/s);
 });
+
+t.test(
+  "another preset and another way to ask from one request to the next, for sessions that are cached too",
+  async (t) => {
+    const redis = await startRedis(t);
+    const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+    const settings = { listen, upstream: app.url, store: redis.url };
+    const gateway = await startGateway(t, { ...settings, identity: { preset: "authelia" } });
+    await until(async () => (await feedState(gateway)) === "tracking");
+    const cookie = await signIn(gateway);
+    for (let i = 0; i < 2; i++) await ask(gateway.url, { headers: { cookie } });
+    t.match(arrived(app), { "Remote-User": "ada", "Remote-Email": "ada@example.com" });
+    const routes = [{ match: { path: "/" }, upstream: app.url, session: "required" }];
+    const other = { listen, store: redis.url, routes, forwardAuth: {}, identity: { preset: ["jenkins", "radicale"] } };
+    const session = { cookie: { name: "session", secure: false, secrets: [SECRET] } };
+    await gateway.gateway.reload(loadConfig({ ...other, admin: { port: 0 }, session }, {}).config);
+    await ask(gateway.url, { headers: { cookie, "Remote-User": "theirs" } });
+    t.match(arrived(app), { "X-Forwarded-User": "ada", "X-Forwarded-DisplayName": "Ada Zoë", "X-Remote-User": "ada" });
+    t.match((await gateway.exchanges())[0], { session: { source: "cache" } });
+    const asked = { "x-forwarded-host": "a", "x-forwarded-uri": "/" };
+    const verified = await ask(`${gateway.url}/verify`, { headers: { cookie, ...asked } });
+    t.match(verified, { status: 200, headers: { "x-forwarded-user": "ada", "x-remote-user": "ada" } });
+  },
+);
 
 t.test("what does not go together is said", (t) => {
   const problems = (identity: unknown): string => {

@@ -30,6 +30,8 @@ interface CompiledHeader extends IdentityHeader {
 
 /** The values of all identity headers for one session, and the names of those that are not empty. */
 export interface IdentityValues {
+  /** Whose headers they are for: a session outlives a configuration, in the near cache. */
+  readonly of: IdentityHeaders;
   readonly values: readonly string[];
   readonly names: readonly string[];
 }
@@ -71,7 +73,7 @@ export class IdentityHeaders {
       for (const { name } of this.#headers) fields.push(name, "");
       return NO_NAMES;
     }
-    found.identity ??= this.#valuesOf(session, handle);
+    if (found.identity?.of !== this) found.identity = this.#valuesOf(session, handle);
     const { values, names } = found.identity;
     for (let i = 0; i < values.length; i++) fields.push((this.#headers[i] as CompiledHeader).name, values[i] as string);
     return names;
@@ -85,7 +87,7 @@ export class IdentityHeaders {
       if (value !== "") mask |= 1 << i;
       return value;
     });
-    return { values, names: this.#namesOf(mask) };
+    return { of: this, values, names: this.#namesOf(mask) };
   }
 
   #namesOf(mask: number): readonly string[] {
