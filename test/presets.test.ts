@@ -163,6 +163,8 @@ t.test("what does not go together is said", (t) => {
   t.match(problems({ preset: "drupal" }), /identity\.preset/);
   t.equal(problems({ preset: PRESETS.filter((preset) => preset !== "jenkins") }), "");
   t.equal(problems({ headers: { "X-Forwarded-User": "/user/id" } }), "");
+  const { settings } = loadConfig({ routes: [{ upstream: "http://127.0.0.1:1" }], identity: { preset: [] } }, {});
+  t.ok("X-User-Id" in settings.identity.headers, "no preset: the default ones");
   for (const name of ["X-Forwarded-For", "X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Original-URL"])
     t.match(problems({ headers: { [name]: "/user/id" } }), /has a meaning of its own/, name);
   t.end();

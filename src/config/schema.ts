@@ -286,16 +286,12 @@ const identitySettings = z
   });
 
 /** Whoever asks for a preset does not want the others beside it. */
-const identity = z
-  .preprocess(
-    (value) =>
-      typeof value === "object" && value !== null && "preset" in value && !("headers" in value)
-        ? { ...value, headers: {} }
-        : value,
-    identitySettings,
-  )
-  .prefault({})
-  .describe("What upstream is told.");
+function withoutDefaults(value: unknown): unknown {
+  if (typeof value !== "object" || value === null || !("preset" in value) || "headers" in value) return value;
+  return Array.isArray(value.preset) && value.preset.length === 0 ? value : { ...value, headers: {} };
+}
+
+const identity = z.preprocess(withoutDefaults, identitySettings).prefault({}).describe("What upstream is told.");
 
 function sourceProblem(source: string): string | undefined {
   if (source === "handle") return undefined;
