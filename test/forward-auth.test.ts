@@ -4,8 +4,13 @@
  * peers by default (GHSA-vhr5-ggp3-qq85), identity headers and their aliases that the asking proxy would pass on
  * (CVE-2026-30851, CVE-2026-39858, CVE-2026-52845, CVE-2026-88011), paths with two readings (GHSA-p224-6x5r-fjpm).
  */
+import fc from "fast-check";
 import t from "tap";
 import { loadConfig } from "../src/config/load.ts";
+import { ProxyError } from "../src/core/errors.ts";
+import { Exchange } from "../src/core/exchange.ts";
+import { type AskedAbout, isVerification, readVerification } from "../src/core/forward-auth.ts";
+import { readRequestTarget } from "../src/core/request-target.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { ask, cookiePair, type Reply, raw, until } from "./support/client.ts";
 import { explain } from "./support/explain.ts";
@@ -224,6 +229,71 @@ t.test("what disagrees is refused: a browser's own headers beside those of the p
   ];
   const reply = await raw(gateway.port, ["GET /verify HTTP/1.1", ...twice, "Connection: close", "", ""].join("\r\n"));
   t.match(reply, /^HTTP\/1\.1 403 /);
+});
+
+t.test("whatever is said, in whatever combination: what is believed is all that was said", (t) => {
+  const uri = fc.constantFrom(
+    "/public",
+    "/account",
+    "/account?a=1",
+    "http://app/account",
+    "https://app/public",
+    "*",
+    "",
+  );
+  const told = fc.record(
+    {
+      "X-Original-URL": uri,
+      "X-Original-URI": uri,
+      "X-Forwarded-Uri": uri,
+      "X-Forwarded-Host": fc.constantFrom("app", "APP:80", "direct", "a, b", ""),
+      "X-Forwarded-Proto": fc.constantFrom("http", "https", "wss", "HTTPS", "ftp"),
+      "X-Forwarded-Method": fc.constantFrom("GET", "POST", "TRACE", "g t"),
+      "X-Original-Method": fc.constantFrom("GET", "POST"),
+    },
+    { requiredKeys: [] },
+  );
+  const wire = fc.constantFrom("/verify", "/verify?x=1", "/verify/account", "/verify/public", "/verify*");
+  let believed = 0;
+  fc.assert(
+    fc.property(told, wire, fc.constantFrom("GET", "POST"), (told, url, method) => {
+      const ids = { traceId: "", spanId: "" };
+      const exchange = new Exchange({ method, methodLabel: "GET", httpVersion: "1.1", ...ids });
+      const question = readRequestTarget(method, url, "app", "1.1", "http");
+      if (!isVerification("/verify", question.path)) return;
+      const raw = Object.entries(told).flat();
+      let asked: AskedAbout;
+      try {
+        asked = readVerification("/verify", question, raw, exchange);
+      } catch (error) {
+        if (error instanceof ProxyError) return;
+        throw error;
+      }
+      believed++;
+      // As naive as can be: what each header says for itself.
+      const below = url.slice("/verify".length);
+      const uris = [told["X-Original-URL"], told["X-Original-URI"], told["X-Forwarded-Uri"], below].filter(
+        (text): text is string => text !== undefined && text !== "" && !text.startsWith("?"),
+      );
+      for (const text of uris) {
+        const { host, pathname, search, protocol } = new URL(text, "none://none");
+        if (pathname + search !== asked.target.pathAndQuery) throw new Error(`${text}: another path`);
+        if (host !== "none" && host !== asked.target.hostname) throw new Error(`${text}: another host`);
+        if (protocol !== "none:" && protocol !== `${asked.scheme}:`) throw new Error(`${text}: another scheme`);
+      }
+      if (uris.length === 0) throw new Error("believed out of nothing");
+      const host = told["X-Forwarded-Host"] || undefined;
+      if (host !== undefined && host.toLowerCase().replace(/:.*/, "") !== asked.target.hostname)
+        throw new Error(`${host}: another host`);
+      for (const said of [told["X-Forwarded-Method"], told["X-Original-Method"]])
+        if (said !== undefined && said !== asked.method) throw new Error(`${said}: another method`);
+      const proto = told["X-Forwarded-Proto"]?.replace("wss", "https");
+      if (proto !== undefined && proto !== asked.scheme) throw new Error(`${proto}: another scheme`);
+    }),
+    { numRuns: 20_000 },
+  );
+  t.ok(believed > 50, `${believed} were believed`);
+  t.end();
 });
 
 t.test("what is not said is not guessed", async (t) => {
