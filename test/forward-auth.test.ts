@@ -296,6 +296,17 @@ t.test("whatever is said, in whatever combination: what is believed is all that 
   t.end();
 });
 
+t.test("whoever asks too often is told so, by what the asking proxy understands", async (t) => {
+  const limits = { requests: { perAddress: { rate: "1/h", burst: 1 } } };
+  for (const [proxy, verify] of Object.entries(PROXIES)) {
+    const gateway = await startGateway(t, { ...settings, limits });
+    t.equal((await verify(gateway, { path: "/public" })).status, 200);
+    const { status, headers } = await verify(gateway, { path: "/public" });
+    t.equal(status, proxy === "nginx" ? 403 : 429, proxy);
+    t.ok(headers["retry-after"]);
+  }
+});
+
 t.test("what is not said is not guessed", async (t) => {
   const gateway = await startGateway(t, settings);
   const cases: [headers: Record<string, string>, reason: RegExp][] = [

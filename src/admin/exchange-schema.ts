@@ -11,6 +11,7 @@ import {
   WRITE_BACK_RESULTS,
 } from "../core/exchange.ts";
 import { VERIFICATION_PROTOCOLS } from "../core/forward-auth.ts";
+import { LIMIT_REASONS } from "../core/limits.ts";
 import { STORE_FAILURES } from "../core/store.ts";
 import { STEPS } from "../observe/steps.ts";
 
@@ -122,6 +123,7 @@ const RECORD = z.strictObject({
     bytes: z.int(),
     clientGone: z.boolean(),
   }),
+  limited: z.enum(LIMIT_REASONS).optional().describe("Which limit it passed, if it was refused for that."),
   error: z.strictObject({ type: z.enum(ERROR_CODES), message: z.string().optional() }).optional(),
   timings: z.strictObject({
     resolveStarted: ms.optional(),

@@ -30,9 +30,6 @@ type PeekedName = (typeof PEEKED)[number];
 /** What happens to a header, decided by its name alone. */
 type Verdict = "keep" | "hop-by-hop" | "asked-about" | StripClass | ReadName | PeekedName;
 
-/** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
-const MAX_FIELDS = 200;
-
 /** Names longer than this are judged afresh each time; of the others this many are remembered. */
 const REMEMBERED_NAME_LENGTH = 64;
 const REMEMBERED_NAMES = 1024;
@@ -42,6 +39,8 @@ const REMEMBERED_NAMES = 1024;
  * The verdict on a name is remembered, so that a request costs one map look-up a header.
  */
 export class HeaderRules {
+  /** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
+  readonly maxFields: number;
   readonly #managed: ReadonlySet<string>;
   /** Folded names that only the gateway may set or that decide how a message is read. */
   readonly #guarded: ReadonlySet<string>;
@@ -52,7 +51,8 @@ export class HeaderRules {
    * @param managed the identity header names, in any case.
    * @param verifies whether other proxies may ask, in headers that are nobody's otherwise.
    */
-  constructor(managed: readonly string[], verifies = false) {
+  constructor(managed: readonly string[], maxFields = 200, verifies = false) {
+    this.maxFields = maxFields;
     this.#verifies = verifies;
     this.#managed = new Set(managed.map((name) => name.toLowerCase()));
     this.#guarded = new Set(
@@ -133,7 +133,7 @@ export function readRequestHead(
   trustedPeer: boolean,
   exchange: Exchange,
 ): RequestHead {
-  if (raw.length > 2 * MAX_FIELDS) throw badRequest("too many header fields", 431);
+  if (raw.length > 2 * rules.maxFields) throw badRequest("too many header fields", 431, "head-fields");
   const head = new RequestHead();
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i] as string;

@@ -12,6 +12,7 @@ import type {
 import type { AskedAbout } from "../core/forward-auth.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import type { RouteLimits } from "../core/limits.ts";
 import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
@@ -23,6 +24,7 @@ import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.t
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
 import {
+  checkContentLength,
   checkUpgrade,
   clientOf,
   fieldsFor,
@@ -110,10 +112,16 @@ function recordsOf({ recorder, watches }: Observer, traceId: string): readonly E
 async function explainAsked(options: ExplainerOptions, asked: AskedRequest): Promise<Explanation | Unexplained> {
   const octets = composeHead(asked);
   if ("problem" in octets) return octets;
-  const parsed = await parseHead(octets);
+  const parsed = await parseHead(octets, options.gate.limits);
   if ("rawHeaders" in parsed) return new Replay(options, parsed, asked.client).run();
   const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
   return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");
+}
+
+/** @param perSecond requests. */
+function formatRate(perSecond: number): string {
+  if (perSecond >= 1) return `${perSecond}/s`;
+  return perSecond * 60 >= 1 ? `${Math.round(perSecond * 6000) / 100}/m` : `${Math.round(perSecond * 360_000) / 100}/h`;
 }
 
 /** An exchange that keeps the name of every header that was taken out, and is never shown to the observer. */
@@ -195,6 +203,10 @@ class Replay {
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     this.#tellRoute(route, target);
+    this.#at = "limits";
+    if (asked === undefined) checkContentLength(route.limits, head);
+    this.#tellLimits(route.limits);
+    this.#at = "route";
     if (asked === undefined) upstreamOf(gate, route);
     if (asked === undefined && this.#parsed.asksForWebSocket) {
       checkUpgrade(route, head, target, exchange);
@@ -257,6 +269,20 @@ class Replay {
       ...readings.map((reading) => `read as loosely as a server may, ${shown(reading.path)}: the same route`),
       ...othersConsidered(considered),
     ]);
+  }
+
+  /** No token is taken, and nobody is asked how many are left: whoever explains must not change what happens. */
+  #tellLimits({ perAddress, perSession }: RouteLimits): void {
+    const rules = [perAddress, perSession].filter((rule) => rule !== undefined);
+    if (rules.length === 0) return;
+    const subject = { "address-rate": "each address", "session-rate": "each session" };
+    this.#tell(
+      "limits",
+      rules
+        .map(({ reason, rate, burst }) => `${subject[reason]} may send ${formatRate(rate)}, ${burst} at once`)
+        .join("; "),
+      true,
+    );
   }
 
   #tellCookie(route: Route, head: RequestHead, cookie: PresentedCookie, notes: readonly CookieNote[]): void {

@@ -68,6 +68,7 @@ function serverSpan(exchange: Exchange, endMs: number): SpanInit {
       ...optional(A.verification, exchange.verification?.protocol),
       ...optional(A.errorType, error ?? (status >= 500 ? String(status) : undefined)),
       ...optional(A.handle, exchange.handle),
+      ...optional(A.limited, exchange.limited),
     },
   };
 }
