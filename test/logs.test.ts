@@ -113,6 +113,14 @@ async function livesOfSessions(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function refusedVerifications(t: Teardown): Promise<Line[]> {
+  const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+  const gateway = await startGateway(t, { listen, forwardAuth: {}, routes: [{}] });
+  for (const uri of ["/", "/../", "/%2e%2e"])
+    await ask(`${gateway.url}/verify`, { headers: { "x-forwarded-host": "a", "x-forwarded-uri": uri } });
+  return gateway.logs;
+}
+
 async function refusedWriteBacks(t: Teardown): Promise<Line[]> {
   const waiting: (() => void)[] = [];
   const fields: Record<string, string[]> = {
@@ -282,6 +290,7 @@ t.test("every event that is written is listed with its fields, and every listed 
   const lines = (
     await Promise.all([
       livesOfSessions(t),
+      refusedVerifications(t),
       refusedWriteBacks(t),
       storeWithTroubles(t),
       renewedCertificates(t),
@@ -361,7 +370,8 @@ t.test("the access line: every field is listed, those that are not optional are 
   await raw(gateway.port, `GET / HTTP/1.1\r\nHost: a\r\n${"a: b\r\n".repeat(300)}\r\n`);
   const broken = await startGateway(t, { upstream: "http://127.0.0.1:9" });
   await ask(broken.url);
-  const lines = [...accessLines(gateway), ...accessLines(broken)];
+  const verified = (await refusedVerifications(t)).filter(({ event }) => event === "http.access");
+  const lines = [...accessLines(gateway), ...accessLines(broken), ...verified];
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));
   const seen = new Set(lines.flatMap((line) => Object.keys(line)));
   for (const name of Object.keys(ACCESS_FIELDS)) t.ok(seen.has(name.replace("?", "")), `${name} has been seen`);
