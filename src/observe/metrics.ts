@@ -149,6 +149,7 @@ export class Metrics {
   #noteUpstream({ upstream = "", upstreamStatus, error }: Exchange): void {
     const up = upstreamStatus !== undefined;
     if (this.#upstreams.get(upstream) === up || (!up && error === undefined)) return;
+    if (!this.#upstreams.has(upstream)) this.#upstreamRetries.inc(serverLabels(upstream), 0);
     this.#upstreams.set(upstream, up);
     this.#upstreamUp.set(serverLabels(upstream), up ? 1 : 0);
   }
