@@ -45,7 +45,7 @@ console.log(table);
 if (values.write) {
   const page = await readFile(PAGE, "utf8");
   const at = page.indexOf(HEADING) + HEADING.length;
-  const text = page.slice(at).replace(/\n\|[^]*$/, "");
+  const [text = ""] = page.slice(at).split("\n|", 1);
   await writeFile(PAGE, `${page.slice(0, at)}${text.trimEnd()}\n\n${table}\n`);
 }
 if (lost > 0) process.exitCode = 1;
