@@ -181,6 +181,7 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["", 400, '{"traces":{"ratio":2}}'],
     ["", 400, "{}"],
   ],
+  "POST /reload": [["", 409]],
   "GET /debug/dump": [["", 200]],
   "POST /debug/profile": [
     ["", 200, '{"seconds":1}'],
