@@ -33,4 +33,5 @@ sockets.on("connection", (socket) => {
   socket.on("error", () => {});
   socket.on("message", (data, isBinary) => socket.send(data, { binary: isBinary }));
 });
+server.keepAliveTimeout = 2_000;
 server.listen(Number(process.argv[2]), "127.0.0.1");
