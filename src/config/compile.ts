@@ -4,6 +4,7 @@ import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
+import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
 import type { Settings } from "./schema.ts";
 
@@ -86,6 +87,7 @@ export interface Config {
     /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
     readonly dumps: { readonly folder: string | undefined };
   };
+  readonly limits: LimitsConfig;
   readonly errors: { readonly pages: string | undefined };
   /** Whether a change of the file is enough. */
   readonly reload: { readonly watch: boolean };
@@ -133,7 +135,7 @@ export function compile(
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
     identityHeaders: settings.identity.headers,
-    routes: settings.routes.map(compileRoute),
+    routes: settings.routes.map((route, index) => compileRoute(route, index, settings.limits)),
     upstreams: settings.routes.map(({ upstream }) => ({
       target: new URL(upstream.targets[0] as string).origin,
       connectTimeoutMs: ms(upstream.timeouts.connect),
@@ -157,6 +159,7 @@ export function compile(
       recorder: observe.recorder,
       dumps: { folder: observe.dumps.folder },
     },
+    limits: compileLimits(settings.limits),
     errors: { pages: settings.errors.pages },
     reload: settings.reload,
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
@@ -177,10 +180,11 @@ function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["
   };
 }
 
-function compileRoute(route: Settings["routes"][number], index: number): Route {
+function compileRoute(route: Settings["routes"][number], index: number, limits: Settings["limits"]): Route {
   const prefix = route.match.path.replace(/\/$/, "");
+  const id = `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`;
   return {
-    id: `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`,
+    id,
     host: route.match.host,
     prefix,
     session: route.session,
@@ -191,6 +195,7 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
       route.websockets !== false
         ? { origins: new Set(route.websockets.origins), idleTimeoutMs: ms(route.websockets.idleTimeout) }
         : undefined,
+    limits: compileRouteLimits(limits, route.limits, id),
     index,
   };
 }
