@@ -655,8 +655,9 @@ function sha256(octets: Buffer): string {
 function clientConnections({ port }: GatewayProcess): number {
   const local = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
   const lines = readFileSync("/proc/net/tcp", "latin1").split("\n");
-  // 01 is ESTABLISHED.
-  return lines.filter(
-    (line) => line.slice(0, 34).includes(`${local} `) && line.slice(34, 36) === "01" && line.slice(14, 19) === local,
-  ).length;
+  return lines.filter((line) => {
+    const [, address, , state] = line.trim().split(/\s+/);
+    // ESTABLISHED
+    return state === "01" && address?.endsWith(local);
+  }).length;
 }
