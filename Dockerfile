@@ -10,7 +10,9 @@ FROM ${NODE_IMAGE} AS dependencies
 # npm takes the name in the bill of materials from the folder.
 WORKDIR /build/coatcheck
 COPY package.json package-lock.json ./
-RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund && npm sbom --package-lock-only --omit=dev --sbom-format=cyclonedx >sbom.cdx.json
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+# Of what is there: --omit=dev would leave out what development needs as well.
+RUN npm pkg delete devDependencies && rm package-lock.json && npm sbom --sbom-format=cyclonedx >sbom.cdx.json
 
 FROM ${NODE_IMAGE} AS build
 WORKDIR /build

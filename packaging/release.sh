@@ -19,7 +19,10 @@ tar -xzf coatcheck-*.tgz --strip-components=1
 rm coatcheck-*.tgz
 cp "$root/package-lock.json" .
 npm ci --silent --omit=dev --ignore-scripts --no-audit --no-fund
-npm sbom --package-lock-only --omit=dev --sbom-format=cyclonedx >sbom.cdx.json
+# Of what is there; --omit=dev would leave out what development needs as well.
+npm pkg delete devDependencies
+rm package-lock.json
+npm sbom --sbom-format=cyclonedx >sbom.cdx.json
 mkdir bin
 cp -L "$root/node_modules/.bin/node" bin/node
 cp "$root/packaging/coatcheck.sh" bin/coatcheck
