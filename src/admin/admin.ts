@@ -12,6 +12,7 @@ import { pipeline } from "node:stream/promises";
 import type { SessionAdministration, StoreReport, WebSocketList } from "../core/administration.ts";
 import { ProxyError } from "../core/errors.ts";
 import type { Explainer } from "../core/explanation.ts";
+import type { ReloadOutcome } from "../core/reload.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { Observer } from "../observe/observer.ts";
 import { Profiler } from "../observe/profiler.ts";
@@ -36,6 +37,7 @@ import { answerMalformed } from "./malformed.ts";
 import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
+import { reloadEndpoint } from "./reload.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
 import { watchEndpoint } from "./watch.ts";
 import { webSocketsEndpoint } from "./websockets.ts";
@@ -51,6 +53,8 @@ export interface AdminOptions {
   readonly sessions: SessionAdministration;
   readonly webSockets: (whose: { userId: string | undefined; handle: string | undefined }) => WebSocketList;
   readonly takeDump: () => Promise<TakenDump>;
+  /** Reads the configuration again. */
+  readonly reload: () => Promise<ReloadOutcome>;
   /** PEM; absent: HTTP without TLS. */
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   readonly explainer: Explainer;
@@ -179,6 +183,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
     observeEndpoint(observer.settings),
+    reloadEndpoint(options.reload),
     explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
     webSocketsEndpoint(webSockets),

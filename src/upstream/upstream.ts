@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import { buildConnector, type Dispatcher, Pool } from "undici";
+import { readOn } from "./read-on.ts";
 
 /** How the target of a route is spoken to over TLS. It is always verified: there is no option that turns that off. */
 export interface UpstreamTls {
@@ -35,6 +36,8 @@ export class Upstream {
   readonly host: string;
   readonly port: number;
   readonly idleTimeoutMs: number;
+  /** What it was made with. */
+  readonly options: UpstreamOptions;
   readonly #pool: Pool;
   /** For undici: the same with every request, which otherwise asks for the `Host` that the client has chosen. */
   readonly #serverName: string | undefined;
@@ -42,6 +45,7 @@ export class Upstream {
 
   constructor(options: UpstreamOptions) {
     const url = new URL(options.target);
+    this.options = options;
     this.idleTimeoutMs = options.idleTimeoutMs;
     this.scheme = url.protocol === "https:" ? "https" : "http";
     this.host = url.hostname;
@@ -51,7 +55,11 @@ export class Upstream {
     this.#pool = new Pool(options.target, {
       connections: MAX_CONNECTIONS,
       pipelining: 1,
-      connect: this.scheme === "https" ? tlsConnector(this.host, options) : { timeout: options.connectTimeoutMs },
+      connect: readOn(
+        this.scheme === "https"
+          ? tlsConnector(this.host, options)
+          : buildConnector({ timeout: options.connectTimeoutMs, allowH2: false }),
+      ),
       allowH2: false,
       headersTimeout: options.firstByteTimeoutMs,
       bodyTimeout: options.idleTimeoutMs,
@@ -77,6 +85,11 @@ export class Upstream {
 
   dispatch(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler): void {
     this.#pool.dispatch(this.#serverName === undefined ? options : withServerName(options, this.#serverName), handler);
+  }
+
+  /** Whether requests may go to this `host:port`. */
+  isAt(address: string): boolean {
+    return address === this.address;
   }
 
   /** Ends the connections, those in use included: whoever calls this has waited for the requests before. */
