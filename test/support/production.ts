@@ -13,6 +13,8 @@ import { ROOT } from "./project.ts";
 import { end, eventually, spawnServer, type Teardown, temporaryFolder } from "./resources.ts";
 
 export const EXAMPLES = join(ROOT, "examples/production");
+/** Ten programs start on a machine that has other work. */
+export const PATIENCE_MS = 60_000;
 const HTTP_PORT = 8000;
 export const HTTPS_PORT = 8443;
 
@@ -119,16 +121,20 @@ export async function layOut(t: Teardown): Promise<Production> {
     sentinel: (host, ...args) =>
       cli(secrets.SENTINEL_ACCESS_PASSWORD ?? "", ["-h", addressOf(host), "-p", "26379", ...args]),
     balanced: async (gateway, state) => {
-      await eventually(`HAProxy has ${gateway} ${state}`, async () => {
-        const text = await fetch(`http://${network}.10:8404/metrics`).then(
-          (response) => response.text(),
-          () => "",
-        );
-        return new RegExp(
-          `^haproxy_server_status\\{proxy="coatcheck",server="${gateway}",state="${state}"\\} 1$`,
-          "m",
-        ).test(text);
-      });
+      await eventually(
+        `HAProxy has ${gateway} ${state}`,
+        async () => {
+          const text = await fetch(`http://${network}.10:8404/metrics`).then(
+            (response) => response.text(),
+            () => "",
+          );
+          return new RegExp(
+            `^haproxy_server_status\\{proxy="coatcheck",server="${gateway}",state="${state}"\\} 1$`,
+            "m",
+          ).test(text);
+        },
+        PATIENCE_MS,
+      );
     },
   };
 }
