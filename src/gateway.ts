@@ -6,10 +6,12 @@ import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./cer
 import type { Config } from "./config/compile.ts";
 import { ConfigError } from "./config/problems.ts";
 import { change } from "./config/reload.ts";
+import { autoTotal, ConnectionLimiter, type ConnectionLimits } from "./connection-limiter.ts";
+import { TrustedProxies } from "./core/peer.ts";
 import type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
 import type { SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
-import { takeDump as takeDumpOf } from "./dump.ts";
+import { maxOpenFiles, takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
@@ -21,6 +23,7 @@ import type { LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
 import { Observer } from "./observe/observer.ts";
 import { redirectTo } from "./redirect.ts";
+import { RequestLimiter } from "./request-limiter.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
 import { Logouts } from "./session/logouts.ts";
@@ -32,6 +35,7 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
+import { MAX_CONNECTIONS } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -42,6 +46,8 @@ export interface GatewayOptions {
   readonly store?: SessionStore;
   /** How often the files of certificates are looked at, milliseconds; default ten seconds. */
   readonly certificatePollMs?: number;
+  /** How long a request waits for rate limits that gateways share, milliseconds; default 50. */
+  readonly limiterPatienceMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
   /** Where the configuration came from, to read it again; absent: nowhere. */
@@ -70,6 +76,7 @@ interface GatewayParts {
 }
 
 const STANDARD_OUTPUT = 1;
+const LAST_RECORDS_MS = 1_000;
 const SOURCE_POLL_MS = 1_000;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
@@ -92,6 +99,8 @@ export class Gateway {
   readonly #admin: Server;
   readonly #serverConnections: Connections;
   readonly #adminConnections: Connections;
+  readonly #connections: ConnectionLimiter;
+  readonly #limiter: RequestLimiter;
   #draining = false;
   #closing: Promise<void> | undefined;
   /** The listener that only redirects to HTTPS. */
@@ -142,7 +151,29 @@ export class Gateway {
     });
     this.#webSockets = webSockets;
     const isDraining = () => this.#draining;
-    this.#shared = { store, lookup, toucher: this.#toucher, logouts, observer, webSockets, isDraining, now };
+    this.#connections = new ConnectionLimiter({
+      ...connectionLimits(config),
+      onRefused: (reason, address) => observer.connectionRefused(reason, address),
+    });
+    observer.metrics.watchConnections(this.#connections);
+    this.#limiter = new RequestLimiter({
+      patienceMs: options.limiterPatienceMs,
+      openShared: plainStore.openBuckets?.bind(plainStore),
+      onFallback: (active, failure) => observer.limiterFellBack(active, failure),
+      onChecked: (by) => observer.metrics.limiterAnswered(by),
+    });
+    this.#shared = {
+      store,
+      lookup,
+      toucher: this.#toucher,
+      logouts,
+      observer,
+      webSockets,
+      connections: this.#connections,
+      limiter: this.#limiter,
+      isDraining,
+      now,
+    };
     const generations = new Generations(buildGate(config, files, this.#shared), (error) =>
       observer.log.unexpected(error),
     );
@@ -225,10 +256,12 @@ export class Gateway {
       ...(logDestination && { logDestination }),
     });
     try {
-      const plainStore = options.store
+      const plainStore: SessionStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, files }, options);
+      const gateway = new Gateway(config, { observer, plainStore, files }, options);
+      if (limitsRequests(config)) await gateway.#limiter.open();
+      return gateway;
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -307,10 +340,12 @@ export class Gateway {
   async #reload(read: Config, by: ReloadCause): Promise<ReloadResult> {
     const { config, ...result } = change(this.#config, read);
     const files = await readFiles(config);
+    if (limitsRequests(config)) await this.#limiter.open();
     if (this.#draining) throw new Error("the gateway is about to end");
     this.#config = config;
     const gate = buildGate(config, files, this.#shared, this.#generations.upstreams);
     this.#generations.replace(gate);
+    this.#connections.adjust(connectionLimits(config));
     if (this.#server instanceof TlsServer && files.tls.listen !== undefined && config.listen.tls !== undefined)
       this.#server.setSecureContext(secureContext(config.listen.tls.minVersion, files.tls.listen));
     this.#watchListenCertificate(config, files.tls);
@@ -380,9 +415,10 @@ export class Gateway {
       requests: this.#generations.requests,
       websockets: this.#webSockets.open,
     });
-    for (const each of connections) each.leave();
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
     const cut = await Promise.all(connections.map((each) => each.drain(timeoutMs)));
+    // A server is closed a moment before its sockets say so, and so the last records.
+    await this.#generations.idle(LAST_RECORDS_MS);
     const requestsCut = cut.reduce((sum, requests) => sum + requests, 0);
     const [level, text] =
       requestsCut === 0
@@ -497,6 +533,22 @@ function shared<T>(take: () => Promise<T>): () => Promise<T> {
       underWay = undefined;
     });
     return underWay;
+  };
+}
+
+function limitsRequests({ limits, routes }: Config): boolean {
+  return [limits.routeless, ...routes.map((route) => route.limits)].some(
+    ({ perAddress, perSession }) => perAddress !== undefined || perSession !== undefined,
+  );
+}
+
+function connectionLimits({ limits, listen, upstreams }: Config): ConnectionLimits {
+  const { total, perAddress } = limits.connections;
+  const upstreamConnections = MAX_CONNECTIONS * new Set(upstreams.flatMap((upstream) => upstream?.target ?? [])).size;
+  return {
+    total: total ?? autoTotal(maxOpenFiles(), upstreamConnections),
+    perAddress,
+    trusted: new TrustedProxies(listen.trustedProxies),
   };
 }
 

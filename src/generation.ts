@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { TlsMaterial } from "./certificate.ts";
 import type { Config } from "./config/compile.ts";
@@ -13,9 +14,14 @@ import type { Gate } from "./pipeline.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import { Upstream, type UpstreamOptions } from "./upstream/upstream.ts";
 
+const LOOK_MS = 5;
+
 /** What every configuration of a gateway shares: sessions, and the eyes on everything. */
 export interface Shared
-  extends Pick<Gate, "lookup" | "toucher" | "logouts" | "observer" | "webSockets" | "isDraining"> {
+  extends Pick<
+    Gate,
+    "lookup" | "toucher" | "logouts" | "observer" | "webSockets" | "connections" | "limiter" | "isDraining"
+  > {
   readonly store: SessionStore;
   /** Milliseconds since the epoch. */
   readonly now: () => number;
@@ -91,9 +97,16 @@ export class Generations {
     return count;
   }
 
+  /** Waits until no request is in flight any more. @returns whether that was within the time. */
+  async idle(timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs;
+    while (this.requests > 0 && performance.now() < deadline) await setTimeout(LOOK_MS);
+    return this.requests === 0;
+  }
+
   /** All that may have requests. */
   get upstreams(): readonly Upstream[] {
-    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams))];
+    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams.filter(isUpstream)))];
   }
 
   /** From the next request on, it is this one; upstreams that only others had go when the requests of those have ended. */
@@ -107,7 +120,7 @@ export class Generations {
   #letGoOf(generation: Generation): void {
     this.#all.delete(generation);
     const used = this.upstreams;
-    for (const upstream of generation.gate.upstreams) {
+    for (const upstream of generation.gate.upstreams.filter(isUpstream)) {
       if (!used.includes(upstream)) upstream.close().catch(this.#onError);
     }
   }
@@ -133,11 +146,12 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
   return {
     ...rest,
     trusted: new TrustedProxies(listen.trustedProxies),
-    requestRules: new HeaderRules(identity.names),
+    requestRules: new HeaderRules(identity.names, config.limits.head.maxFields, config.forwardAuth !== undefined),
     responseRules: new ResponseHeaderRules(session.cookie.name, strictTransport),
     strictTransport,
     routes: new RouteTable(config.routes),
     upstreams: upstreamsOf(config, files.tls, kept),
+    forwardAuth: config.forwardAuth,
     cookie,
     binding: { to: session.bind, onMismatch: session.onMismatch },
     lifecycle: {
@@ -149,6 +163,7 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
       onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
     },
     identity,
+    limits: config.limits,
     errorPages: files.errorPages,
   };
 }
@@ -169,8 +184,13 @@ function routeOf(routes: RouteTable, { host, path }: Exchange): Route | undefine
   }
 }
 
-function upstreamsOf(config: Config, tls: TlsMaterial, kept: readonly Upstream[]): Upstream[] {
+function isUpstream(upstream: Upstream | undefined): upstream is Upstream {
+  return upstream !== undefined;
+}
+
+function upstreamsOf(config: Config, tls: TlsMaterial, kept: readonly Upstream[]): (Upstream | undefined)[] {
   return config.upstreams.map((upstream, index) => {
+    if (upstream === undefined) return undefined;
     const options: UpstreamOptions = { ...upstream, tls: tls.upstreams[index] };
     return kept.find((other) => isDeepStrictEqual(other.options, options)) ?? new Upstream(options);
   });

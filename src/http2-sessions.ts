@@ -11,14 +11,14 @@ const CONNECTION_WINDOW_BYTES = 1024 * 1024;
 /** What node may hold for one connection, in its own unit of a million octets; a stream beyond that is refused. */
 const MAX_SESSION_MEMORY_MB = 10;
 
-/** More than the rules for header sections allow, so that what is a little too much gets an answer and not a reset. */
-const MAX_FIELDS = 256;
+/**
+ * More than is allowed, so that what is too much gets an answer and not a reset: the octets that nghttp2 takes in one
+ * HEADERS frame and eight of CONTINUATION, after which it gives up the connection (CVE-2024-28182).
+ */
+const RECEIVED_HEAD_BYTES = 9 * 16 * 1024;
+const RECEIVED_FIELDS_FACTOR = 2;
 
-/** A connection without a request under way is closed after this, whatever else its client says. */
-const IDLE_TIMEOUT_MS = 75_000;
-/** The first GOAWAY takes no stream back. */
-const NO_LAST_STREAM = 2 ** 31 - 1;
-/** How long a connection that was told to go may take, where its client has nothing under way or does not answer. */
+/** How long a connection that was told to go may take. */
 const GOING_TIMEOUT_MS = 1_000;
 
 /** PING and SETTINGS frames that a client may send within ten seconds (CVE-2019-9512, CVE-2019-9515). */
@@ -29,7 +29,14 @@ const TOO_MANY_CONTROL_FRAMES = "too many HTTP/2 control frames";
 const MAX_INVALID_FRAMES = 100;
 
 export interface Http2Options {
+  /** Of a request head. Whoever takes the request says so when it is larger; a stream that goes far beyond is reset. */
   readonly maxHeadBytes: number;
+  /** Header fields of a request; likewise. */
+  readonly maxFields: number;
+  /** A connection without a first request is closed after this. */
+  readonly headTimeoutMs: number;
+  /** One without a request under way, whatever else its client says. */
+  readonly idleTimeoutMs: number;
   /** A request has arrived. */
   readonly onRequest: (socket: Socket, req: Http2Request, res: Http2Response) => void;
   /** @returns whether connections are to go elsewhere. */
@@ -54,8 +61,8 @@ export class Http2Sessions {
   }
 
   /** Tells all clients to go: what is under way goes on, and nothing new begins. */
-  leave(): void {
-    for (const session of this.#sessions) session.leave();
+  close(): void {
+    for (const session of this.#sessions) session.close();
   }
 }
 
@@ -63,9 +70,9 @@ class Http2Connection {
   readonly #socket: Socket;
   readonly #session: ServerHttp2Session;
   readonly #options: Http2Options;
-  readonly #idle: NodeJS.Timeout;
+  #idle: NodeJS.Timeout;
+  #hasBegun = false;
   #streams = 0;
-  #isLeaving = false;
   #controlFrames = 0;
   #controlSince = 0;
 
@@ -76,9 +83,9 @@ class Http2Connection {
       settings: {
         maxConcurrentStreams: MAX_CONCURRENT_STREAMS,
         initialWindowSize: STREAM_WINDOW_BYTES,
-        maxHeaderListSize: options.maxHeadBytes,
+        maxHeaderListSize: Math.max(RECEIVED_HEAD_BYTES, options.maxHeadBytes),
       },
-      maxHeaderListPairs: MAX_FIELDS,
+      maxHeaderListPairs: RECEIVED_FIELDS_FACTOR * options.maxFields,
       maxSessionMemory: MAX_SESSION_MEMORY_MB,
       maxSettings: 32,
       maxOutstandingPings: 10,
@@ -91,7 +98,7 @@ class Http2Connection {
       strictSingleValueFields: false,
     });
     this.#session = session;
-    this.#idle = setTimeout(() => this.#onIdle(), IDLE_TIMEOUT_MS).unref();
+    this.#idle = setTimeout(() => this.#onIdle(), options.headTimeoutMs).unref();
     session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
     session.on("stream", (stream, _headers, flags, raw) => this.#start(stream as ServerHttp2Stream, flags, raw));
     session.on("ping", () => this.#countControlFrame());
@@ -107,22 +114,20 @@ class Http2Connection {
   }
 
   /**
-   * GOAWAY, twice, and the end when the last stream has ended (RFC 9113 §6.8): the first one takes back nothing of what is
-   * on its way here, and the second one, when the client has answered and so has seen the first, names the last stream.
+   * GOAWAY with the last stream that was begun, and the end when the last one has ended. What the client has sent behind
+   * that was not begun, and it may send it again elsewhere, whatever it is (RFC 9113 §6.8, §8.7). The notice that the RFC
+   * advises to send before, with stream 2^31-1, is not to be had of node: after any GOAWAY of its, new streams are ignored.
    */
-  leave(): void {
-    const session = this.#session;
-    if (this.#isLeaving || session.closed || session.destroyed) return;
-    this.#isLeaving = true;
-    session.goaway(constants.NGHTTP2_NO_ERROR, NO_LAST_STREAM);
-    const close = (): void => {
-      if (!session.closed && !session.destroyed) session.close();
-    };
-    if (!session.ping(close)) close();
-    setTimeout(close, GOING_TIMEOUT_MS).unref();
+  close(): void {
+    if (!this.#session.closed && !this.#session.destroyed) this.#session.close();
   }
 
   #start(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
+    if (!this.#hasBegun) {
+      this.#hasBegun = true;
+      clearTimeout(this.#idle);
+      this.#idle = setTimeout(() => this.#onIdle(), this.#options.idleTimeoutMs).unref();
+    }
     const endStream = (flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0;
     this.#streams++;
     stream.once("close", () => this.#ended());
@@ -133,7 +138,7 @@ class Http2Connection {
   #ended(): void {
     this.#streams--;
     this.#idle.refresh();
-    if (this.#options.isDraining()) this.leave();
+    if (this.#options.isDraining()) this.close();
   }
 
   #countControlFrame(): void {
@@ -148,15 +153,14 @@ class Http2Connection {
 
   #onIdle(): void {
     if (this.#streams > 0) return;
-    this.leave();
-    setTimeout(() => {
-      if (this.#streams === 0) this.#session.destroy();
-    }, GOING_TIMEOUT_MS).unref();
+    this.close();
+    setTimeout(() => this.#session.destroy(), GOING_TIMEOUT_MS).unref();
   }
 }
 
 function describeHttp2Error({ code, message }: ClientError): Refusal {
-  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message };
-  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES") return { status: 429, message: "too many malformed HTTP/2 frames" };
+  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message, limit: "http2-frames" };
+  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES")
+    return { status: 429, message: "too many malformed HTTP/2 frames", limit: "http2-frames" };
   return { status: 400, message: `malformed HTTP/2 (${message})` };
 }

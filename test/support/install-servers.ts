@@ -15,6 +15,8 @@ const SERVERS = {
   // Its tools read the unit; the tests need no systemd that runs.
   systemd: { version: "252", isThere: () => runs("systemd-analyze") },
   haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
+  caddy: { version: "2.6", isThere: () => runs("caddy", "version") },
+  radicale: { version: "3.1", isThere: () => runs("radicale") },
   chromium: { version: "120", isThere: () => runs(CHROMIUM) },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };
