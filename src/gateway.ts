@@ -544,7 +544,7 @@ function limitsRequests({ limits, routes }: Config): boolean {
 
 function connectionLimits({ limits, listen, upstreams }: Config): ConnectionLimits {
   const { total, perAddress } = limits.connections;
-  const upstreamConnections = MAX_CONNECTIONS * new Set(upstreams.map(({ target }) => target)).size;
+  const upstreamConnections = MAX_CONNECTIONS * new Set(upstreams.flatMap((upstream) => upstream?.target ?? [])).size;
   return {
     total: total ?? autoTotal(maxOpenFiles(), upstreamConnections),
     perAddress,

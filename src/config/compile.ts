@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import type { IdentityHeader } from "../core/identity.ts";
 import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
@@ -6,6 +7,7 @@ import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
+import { identityHeaders } from "./presets.ts";
 import type { Settings } from "./schema.ts";
 
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
@@ -76,9 +78,12 @@ export interface Config {
     readonly encryptionKeys: readonly string[];
   };
   readonly cache: { readonly maxBytes: number; readonly maxAgeMs: number; readonly staleOnOutageMs: number };
-  readonly identityHeaders: Readonly<Record<string, string>>;
+  readonly identityHeaders: readonly IdentityHeader[];
   readonly routes: readonly Route[];
-  readonly upstreams: readonly UpstreamConfig[];
+  /** By `Route.index`; absent where a route is there for verifications only. */
+  readonly upstreams: readonly (UpstreamConfig | undefined)[];
+  /** Where other proxies ask; absent: nobody may. */
+  readonly forwardAuth: { readonly path: string } | undefined;
   readonly observe: ObserveSettings & {
     readonly log: { readonly format: "auto" | "json" | "pretty" };
     /** From the environment; `undefined`: no spans are exported. */
@@ -134,20 +139,10 @@ export function compile(
       maxAgeMs: ms(settings.cache.maxAge),
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
-    identityHeaders: settings.identity.headers,
+    identityHeaders: identityHeaders(settings.identity.preset, settings.identity.headers),
     routes: settings.routes.map((route, index) => compileRoute(route, index, settings.limits)),
-    upstreams: settings.routes.map(({ upstream }) => ({
-      target: new URL(upstream.targets[0] as string).origin,
-      connectTimeoutMs: ms(upstream.timeouts.connect),
-      firstByteTimeoutMs: ms(upstream.timeouts.firstByte),
-      idleTimeoutMs: ms(upstream.timeouts.idle),
-      tls: upstream.tls && {
-        ca: upstream.tls.ca,
-        cert: upstream.tls.cert,
-        key: upstream.tls.key,
-        serverName: upstream.tls.serverName,
-      },
-    })),
+    upstreams: settings.routes.map(({ upstream }) => upstream && compileUpstream(upstream)),
+    forwardAuth: settings.forwardAuth,
     observe: {
       log: observe.log,
       traces: {
@@ -165,6 +160,20 @@ export function compile(
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });
+}
+
+function compileUpstream({
+  targets,
+  timeouts,
+  tls,
+}: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
+  return {
+    target: new URL(targets[0] as string).origin,
+    connectTimeoutMs: ms(timeouts.connect),
+    firstByteTimeoutMs: ms(timeouts.firstByte),
+    idleTimeoutMs: ms(timeouts.idle),
+    tls: tls && { ca: tls.ca, cert: tls.cert, key: tls.key, serverName: tls.serverName },
+  };
 }
 
 function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["listen"]["tls"]>): ListenTlsConfig {
@@ -205,7 +214,7 @@ function ms(duration: string): number {
 }
 
 function deepFreeze<T>(value: T): T {
-  if (typeof value === "object" && value !== null && !(value instanceof Set)) {
+  if (typeof value === "object" && value !== null && !(value instanceof Set || value instanceof RegExp)) {
     for (const item of Object.values(value)) deepFreeze(item);
     Object.freeze(value);
   }

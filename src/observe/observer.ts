@@ -13,7 +13,7 @@ import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
 import { RuntimeSettings, type SettingsChange } from "./settings.ts";
-import { RefusedConnections, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
+import { RefusedConnections, RefusedVerifications, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
 import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
@@ -50,6 +50,7 @@ export class Observer {
   readonly recorder: Recorder;
   readonly watches: Watches;
   readonly #spoofAttempts: SpoofAttempts;
+  readonly #refusedVerifications: RefusedVerifications;
   readonly #refusedWriteBacks: RefusedWriteBacks;
   readonly #refusedConnections: RefusedConnections;
   readonly settings: RuntimeSettings;
@@ -74,6 +75,7 @@ export class Observer {
       ...(logDestination && { destination: logDestination }),
     });
     this.#spoofAttempts = new SpoofAttempts(this.log);
+    this.#refusedVerifications = new RefusedVerifications(this.log);
     this.#refusedWriteBacks = new RefusedWriteBacks(this.log);
     this.#refusedConnections = new RefusedConnections(this.log);
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
@@ -165,6 +167,7 @@ export class Observer {
     this.metrics.requestEnded(exchange);
     this.log.exchange(exchange);
     if (exchange.spoofedNames !== undefined) this.#spoofAttempts.note(exchange);
+    if (exchange.verification !== undefined) this.#refusedVerifications.note(exchange);
     if (exchange.writeBack !== undefined) this.#refusedWriteBacks.note(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
@@ -290,6 +293,7 @@ export class Observer {
     this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     this.#spoofAttempts.close();
+    this.#refusedVerifications.close();
     this.#refusedWriteBacks.close();
     this.#refusedConnections.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
