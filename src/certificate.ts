@@ -3,7 +3,7 @@ import { readFile, stat } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
 import type { Config, UpstreamTlsConfig } from "./config/compile.ts";
 import { readProblem } from "./core/file-problems.ts";
-import type { UpstreamTls } from "./upstream/upstream.ts";
+import type { UpstreamTls } from "./upstream/endpoint.ts";
 
 /**
  * The certificate of a listener, in files that others renew. They are looked at again and again: notifications of the

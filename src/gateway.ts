@@ -35,7 +35,7 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
-import { Upstream } from "./upstream/upstream.ts";
+import { Upstreams } from "./upstream/upstreams.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -74,7 +74,7 @@ export class Gateway {
   readonly #toucher: Toucher;
   readonly #census: Census;
   readonly #webSockets: WebSockets;
-  readonly #upstreams: readonly Upstream[];
+  readonly #upstreams: Upstreams;
   readonly #server: Server;
   readonly #admin: Server;
   readonly #serverConnections: Connections;
@@ -111,9 +111,15 @@ export class Gateway {
     );
     this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
     this.#store = store;
-    this.#upstreams = config.upstreams.map(
-      (upstream, index) => new Upstream({ ...upstream, tls: tls.upstreams[index] }),
+    this.#upstreams = new Upstreams(
+      config.upstreams.map((settings, index) => ({
+        id: routes[index]?.id ?? "",
+        settings,
+        tls: tls.upstreams[index],
+      })),
+      (route, addresses) => observer.upstreamObserver(route, addresses),
     );
+    observer.metrics.watchUpstreams(() => this.#upstreams.figures());
     this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
     const lookup = cache ?? new StoreLookup(store);
     const webSockets = new WebSockets({
@@ -131,7 +137,7 @@ export class Gateway {
       requestRules: new HeaderRules(identity.names),
       responseRules: new ResponseHeaderRules(session.cookie.name, config.listen.tls?.strictTransport),
       routes: new RouteTable(routes),
-      upstreams: this.#upstreams,
+      upstreams: this.#upstreams.byRoute,
       cookie,
       lookup,
       binding: { to: session.bind, onMismatch: session.onMismatch },
@@ -190,6 +196,8 @@ export class Gateway {
         onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
       webSockets: (whose) => webSockets.list(whose),
+      upstreams: () => this.#upstreams.summaries(),
+      isUpstreamOut: () => this.#upstreams.isUnready,
       takeDump,
     });
     this.#adminConnections = new Connections(this.#admin);
@@ -245,6 +253,7 @@ export class Gateway {
       );
     }
     try {
+      await this.#upstreams.begin();
       await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
       if (this.#redirector !== undefined && listen.tls?.redirectFrom !== undefined)
@@ -370,7 +379,7 @@ export class Gateway {
     for (const unwatch of this.#unwatchCertificates) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
     await this.#webSockets.end();
-    await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
+    await this.#upstreams.close();
     await this.#toucher.flush();
     await this.#census.end();
     await this.#store.close();
