@@ -11,6 +11,7 @@ import {
   HANGING,
   RESETTING,
   shown,
+  shownUpstreams,
   startTargets,
   statesOf,
   type TestTarget,
@@ -376,9 +377,8 @@ t.test("routes that say the same of their upstream share it", async (t) => {
       { match: { path: "/three" }, upstream: a.url, session: "none" },
     ],
   });
-  const { upstreams } = await (await fetch(`${gateway.adminUrl}/upstreams`)).json();
   t.same(
-    upstreams.map(({ routes }: { routes: string[] }) => routes),
+    (await shownUpstreams(gateway)).map(({ routes }) => routes),
     [["*/one", "*/two"], ["*/three"]],
   );
 });

@@ -1,5 +1,5 @@
 import { isIP, type LookupFunction } from "node:net";
-import { buildConnector, Client, type Dispatcher, Pool } from "undici";
+import { buildConnector, Client, type Dispatcher, errors, Pool } from "undici";
 import type { EjectionReason, EndpointSummary, UpstreamSettings } from "../core/upstream.ts";
 import { type Candidate, hash32 } from "./balance.ts";
 
@@ -157,8 +157,15 @@ export class Endpoint implements Candidate {
       bodyTimeout: timeoutMs,
       maxHeaderSize: MAX_RESPONSE_HEAD_BYTES,
     });
-    // undici waits for a connection for as long as the connector does.
-    const timeout = setTimeout(() => void client.destroy(new HealthCheckTimeout()), timeoutMs);
+    let isConnected = false;
+    client.once("connect", () => {
+      isConnected = true;
+    });
+    // undici's own timeouts of this length are up to half a second late, and a connection may take as long as any other's.
+    const timeout = setTimeout(
+      () => client.destroy(isConnected ? new errors.HeadersTimeoutError() : new errors.ConnectTimeoutError()),
+      timeoutMs,
+    );
     try {
       const request = {
         method: "GET" as const,
@@ -212,10 +219,6 @@ export class Endpoint implements Candidate {
     clearTimeout(this.ejection);
     await this.#pool.destroy();
   }
-}
-
-class HealthCheckTimeout extends Error {
-  readonly code = "UND_ERR_CONNECT_TIMEOUT";
 }
 
 /** Answers with the address, in the form that it is asked for. */

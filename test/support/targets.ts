@@ -1,6 +1,7 @@
 /** Targets of an upstream that are killed, hang, fail and come back, each on a port of its own. */
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { ask } from "./client.ts";
 import { freePort, type RunningGateway, type Teardown } from "./servers.ts";
 
 export type Behaviour = (req: IncomingMessage, res: ServerResponse) => void;
@@ -99,9 +100,16 @@ export interface ShownUpstream {
   readonly targets: readonly { readonly address: string; readonly endpoints: readonly ShownEndpoint[] }[];
 }
 
+/** What `GET /upstreams` says of the first. */
 export async function shown(gateway: RunningGateway): Promise<ShownUpstream> {
-  const { upstreams } = await (await fetch(`${gateway.adminUrl}/upstreams`)).json();
-  return upstreams[0];
+  const [first] = await shownUpstreams(gateway);
+  if (first === undefined) throw new Error("there is no upstream");
+  return first;
+}
+
+export async function shownUpstreams(gateway: RunningGateway): Promise<ShownUpstream[]> {
+  const { body } = await ask(`${gateway.adminUrl}/upstreams`);
+  return JSON.parse(body).upstreams;
 }
 
 /** State of the only endpoint of each target. */
