@@ -3,29 +3,26 @@ import { type SecureContextOptions, Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
 import { createAdmin } from "./admin/admin.ts";
 import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./certificate.ts";
-import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
-import { IdentityHeaders } from "./core/identity.ts";
-import { TrustedProxies } from "./core/peer.ts";
-import { HeaderRules } from "./core/request-head.ts";
-import { ResponseHeaderRules } from "./core/response-head.ts";
-import { RouteTable } from "./core/routes.ts";
+import { ConfigError } from "./config/problems.ts";
+import { change } from "./config/reload.ts";
+import type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
 import type { SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
+import { stampOfSync, type WatchedFiles, watchFiles } from "./file-watch.ts";
+import { buildGate, type FileContents, Generations, type Shared, wouldOpen } from "./generation.ts";
 import { createListener, type ListenerOptions } from "./listener.ts";
 import { Connections, open, portOf, urlOf } from "./listening.ts";
 import type { LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
-import { Observer, type ReloadResult } from "./observe/observer.ts";
-import type { Gate } from "./pipeline.ts";
+import { Observer } from "./observe/observer.ts";
 import { redirectTo } from "./redirect.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
-import { SessionCookie } from "./session/cookie.ts";
 import { Logouts } from "./session/logouts.ts";
 import { NearCache, type NearCacheObserver } from "./session/near-cache.ts";
 import { StoreLookup } from "./session/resolver.ts";
@@ -35,7 +32,7 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
-import { Upstreams } from "./upstream/upstreams.ts";
+import { figuresOf, isUnready, summariesOf } from "./upstream/upstreams.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -48,19 +45,33 @@ export interface GatewayOptions {
   readonly certificatePollMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
+  /** Where the configuration came from, to read it again; absent: nowhere. */
+  readonly source?: ConfigSource;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
+}
+
+/** Where a configuration comes from. */
+export interface ConfigSource {
+  /** @throws ConfigError with every problem. */
+  readonly read: () => Config;
+  /** The file that is looked at; absent: nobody looks. */
+  readonly file?: string;
+  /** Of the file, before it was read for the configuration that the gateway begins with. */
+  readonly stamp?: string;
+  /** How often it is looked at, milliseconds; default one second. */
+  readonly pollMs?: number;
 }
 
 /** What takes a while to make. */
 interface GatewayParts {
   readonly observer: Observer;
   readonly plainStore: SessionStore;
-  readonly tls: TlsMaterial;
-  readonly errorPages: ErrorPages;
+  readonly files: FileContents;
 }
 
 const STANDARD_OUTPUT = 1;
+const SOURCE_POLL_MS = 1_000;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
@@ -74,7 +85,10 @@ export class Gateway {
   readonly #toucher: Toucher;
   readonly #census: Census;
   readonly #webSockets: WebSockets;
-  readonly #upstreams: Upstreams;
+  readonly #shared: Shared;
+  readonly #generations: Generations;
+  /** Reloads come one after the other. */
+  #reloading: Promise<unknown> = Promise.resolve();
   readonly #server: Server;
   readonly #admin: Server;
   readonly #serverConnections: Connections;
@@ -84,13 +98,20 @@ export class Gateway {
   /** The listener that only redirects to HTTPS. */
   readonly #redirector: Server | undefined;
   readonly #redirectorConnections: Connections | undefined;
-  readonly #unwatchCertificates: (() => void)[] = [];
+  readonly #source: ConfigSource | undefined;
+  #sourceWatch: WatchedFiles | undefined;
+  #sourceStamp: string;
+  readonly #certificatePollMs: number | undefined;
+  /** By listener. */
+  readonly #unwatchCertificates = new Map<string, () => void>();
 
   private constructor(config: Config, parts: GatewayParts, options: GatewayOptions) {
-    const { observer, plainStore, tls, errorPages } = parts;
-    const { session, routes } = config;
+    const { observer, plainStore, files } = parts;
     const { now = Date.now, command = [] } = options;
     this.#config = config;
+    this.#certificatePollMs = options.certificatePollMs;
+    this.#source = options.source;
+    this.#sourceStamp = options.source?.stamp ?? "";
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
@@ -111,60 +132,35 @@ export class Gateway {
     );
     this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
     this.#store = store;
-    this.#upstreams = new Upstreams(
-      config.upstreams.map((settings, index) => ({
-        id: routes[index]?.id ?? "",
-        settings,
-        tls: tls.upstreams[index],
-      })),
-      (route, addresses) => observer.upstreamObserver(route, addresses),
-    );
-    observer.metrics.watchUpstreams(() => this.#upstreams.figures());
-    this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
+    this.#toucher = new Toucher({ store, now, onDropped: () => observer.metrics.touchDropped() });
     const lookup = cache ?? new StoreLookup(store);
     const webSockets = new WebSockets({
       lookup,
       toucher: this.#toucher,
-      sessionIdleTimeoutMs: session.idleTimeoutMs,
+      expiry: () => this.#config.session,
       now,
       observer: observer.webSocketObserver(),
     });
     this.#webSockets = webSockets;
-    const cookie = new SessionCookie(session.cookie);
-    const identity = new IdentityHeaders(config.identityHeaders);
-    const gate: Gate = {
-      trusted: new TrustedProxies(config.listen.trustedProxies),
-      requestRules: new HeaderRules(identity.names),
-      responseRules: new ResponseHeaderRules(session.cookie.name, config.listen.tls?.strictTransport),
-      routes: new RouteTable(routes),
-      upstreams: this.#upstreams.byRoute,
-      cookie,
-      lookup,
-      binding: { to: session.bind, onMismatch: session.onMismatch },
-      lifecycle: {
-        store,
-        cookie,
-        expiry: session,
-        maxPerUser: session.maxPerUser,
-        now,
-        onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
-      },
-      toucher: this.#toucher,
-      logouts,
-      identity,
-      observer,
-      errorPages,
-      webSockets,
-      isDraining: () => this.#draining,
-    };
-    const listener = createListener(gate, listenerOptions(config, tls));
+    const isDraining = () => this.#draining;
+    this.#shared = { store, lookup, toucher: this.#toucher, logouts, observer, webSockets, isDraining, now };
+    const generations = new Generations(buildGate(config, files, this.#shared), (error) =>
+      observer.log.unexpected(error),
+    );
+    this.#generations = generations;
+    observer.metrics.watchConfigs(() => generations.size);
+    const upstreams = () => generations.current.gate.upstreams;
+    const routeIds = () => this.#config.routes.map(({ id }) => id);
+    observer.metrics.watchUpstreams(() => figuresOf(upstreams(), routeIds()));
+    const listener = createListener(generations, listenerOptions(config, files.tls));
     this.#server = listener.server;
-    this.#serverConnections = new Connections(this.#server, listener.closeSessions, webSockets);
+    this.#serverConnections = new Connections(this.#server, { ...listener.care, lastToGo: webSockets });
     const { redirectFrom } = config.listen.tls ?? {};
     if (redirectFrom !== undefined) {
       const httpsPort = () => redirectFrom.httpsPort ?? portOf(this.#server);
-      this.#redirector = createListener(gate, { respond: redirectTo(httpsPort) }).server;
-      this.#redirectorConnections = new Connections(this.#redirector);
+      const redirector = createListener(generations, { respond: redirectTo(httpsPort) });
+      this.#redirector = redirector.server;
+      this.#redirectorConnections = new Connections(this.#redirector, redirector.care);
     }
     const takeDump = shared(() =>
       takeDumpOf({
@@ -174,7 +170,7 @@ export class Gateway {
         store,
         isCustomStore: options.store !== undefined || isCustom(config.store),
         cache,
-        isDraining: gate.isDraining,
+        isDraining,
       }),
     );
     this.#dumpFiles = new DumpFiles({
@@ -184,31 +180,38 @@ export class Gateway {
     });
     this.#admin = createAdmin({
       token: config.admin.token,
-      tls: tls.admin,
+      tls: files.tls.admin,
       observer,
       version: VERSION,
-      isDraining: gate.isDraining,
+      isDraining,
       checkStore: () => store.check(),
       probeStore: () => probeStore(store, now),
-      explainer: createExplainer({ gate, store: plainStore, ephemeralSecret: session.ephemeralSecret }),
+      explainer: createExplainer(() => ({
+        gate: generations.current.gate,
+        store: plainStore,
+        ephemeralSecret: this.#config.session.ephemeralSecret,
+      })),
       sessions: createSessionAdministration({
         store,
         onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
       webSockets: (whose) => webSockets.list(whose),
-      upstreams: () => this.#upstreams.summaries(),
-      isUpstreamOut: () => this.#upstreams.isUnready,
+      upstreams: () => summariesOf(upstreams(), routeIds()),
+      isUpstreamOut: () => isUnready(upstreams()),
       takeDump,
+      reload: () => this.reread("operator"),
     });
     this.#adminConnections = new Connections(this.#admin);
-    const { certificatePollMs: pollMs } = options;
-    if (tls.admin !== undefined && config.admin.tls !== undefined)
-      this.#watchCertificate("admin", this.#admin, config.admin.tls, tls.admin, pollMs, (pair) => pair);
-    if (tls.listen !== undefined && config.listen.tls !== undefined) {
-      const { minVersion } = config.listen.tls;
-      const context = (pair: KeyPair) => secureContext(minVersion, pair);
-      this.#watchCertificate("listen", this.#server, config.listen.tls, tls.listen, pollMs, context);
-    }
+    const { admin } = files.tls;
+    if (admin !== undefined && config.admin.tls !== undefined)
+      this.#watchCertificate("admin", this.#admin, config.admin.tls, admin, (pair) => pair);
+    this.#watchListenCertificate(config, files.tls);
+  }
+
+  #watchListenCertificate({ listen }: Config, { listen: pair }: TlsMaterial): void {
+    if (pair === undefined || listen.tls === undefined) return;
+    const { minVersion } = listen.tls;
+    this.#watchCertificate("listen", this.#server, listen.tls, pair, (renewed) => secureContext(minVersion, renewed));
   }
 
   /**
@@ -218,8 +221,7 @@ export class Gateway {
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now } = options;
-    const tls = await readTls(config);
-    const errorPages = await readErrorPages(config);
+    const files = await readFiles(config);
     const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
@@ -232,7 +234,7 @@ export class Gateway {
       const plainStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, tls, errorPages }, options);
+      return new Gateway(config, { observer, plainStore, files }, options);
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -253,7 +255,7 @@ export class Gateway {
       );
     }
     try {
-      await this.#upstreams.begin();
+      await Promise.all(this.#generations.upstreams.map((upstream) => upstream.begin()));
       await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
       if (this.#redirector !== undefined && listen.tls?.redirectFrom !== undefined)
@@ -267,6 +269,7 @@ export class Gateway {
     }
     await this.#store.check();
     this.#census.begin();
+    this.#watchSource();
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
       url: this.url,
@@ -296,52 +299,120 @@ export class Gateway {
   }
 
   /**
-   * Takes over what of a new configuration can change while the gateway runs: the section `observe`, for now.
+   * Applies another configuration, as far as it can change while the gateway runs (`NEEDS_RESTART`): from one request to
+   * the next, while those that have begun go on by the one before. Of several calls, one waits for the other.
+   * @param by whose doing it is, for the log.
    * @returns the keys that differ from what was in effect.
+   * @throws Error when a file that it names cannot be used, or the gateway is ending: then nothing has changed.
    */
-  reload({ observe, settings, shown }: Config): ReloadResult {
-    const before = this.#config;
-    const { format } = before.observe.log;
-    const keys = changedKeys(before.settings, settings);
-    const isApplied = (key: string) => key.startsWith("observe.") && key !== "observe.log.format";
-    const inEffect = (read: Config["settings"]["observe"]) => ({ ...read, log: { ...read.log, format } });
-    this.#config = {
-      ...before,
-      observe: { ...observe, log: { ...observe.log, format }, traceExport: before.observe.traceExport },
-      settings: { ...before.settings, observe: inEffect(settings.observe) },
-      shown: { ...before.shown, observe: inEffect(shown.observe) },
-    };
-    this.observer.reconfigure(observe);
-    const result = { applied: keys.filter(isApplied), needsRestart: keys.filter((key) => !isApplied(key)) };
-    this.observer.reloaded(result);
+  reload(read: Config, by: ReloadCause = "program"): Promise<ReloadResult> {
+    const reloaded = this.#reloading.then(() => this.#reload(read, by));
+    this.#reloading = reloaded.catch(() => {});
+    return reloaded;
+  }
+
+  async #reload(read: Config, by: ReloadCause): Promise<ReloadResult> {
+    const { config, ...result } = change(this.#config, read);
+    const files = await readFiles(config);
+    const kept = this.#generations.upstreams;
+    const gate = buildGate(config, files, this.#shared, kept);
+    await Promise.all(gate.upstreams.map((upstream) => upstream.begin()));
+    if (this.#draining) {
+      await Promise.all(gate.upstreams.filter((upstream) => !kept.includes(upstream)).map((each) => each.close()));
+      throw new Error("the gateway is about to end");
+    }
+    this.#config = config;
+    this.#generations.replace(gate);
+    if (this.#server instanceof TlsServer && files.tls.listen !== undefined && config.listen.tls !== undefined)
+      this.#server.setSecureContext(secureContext(config.listen.tls.minVersion, files.tls.listen));
+    this.#watchListenCertificate(config, files.tls);
+    this.#webSockets.reroute((exchange, hasSession) => wouldOpen(gate, exchange, hasSession));
+    this.#watchSource();
+    this.observer.reconfigure(config.observe);
+    this.observer.reloaded(result, by);
     return result;
   }
 
-  /** A configuration that makes no sense: logged and counted, and everything goes on. @param problems a line each. */
-  refuseReload(problems: readonly string[]): void {
-    this.observer.reloadRefused(problems);
+  /**
+   * Reads the configuration anew, from where it came, and applies it. One that makes no sense, or names a file that cannot
+   * be used, is refused as a whole: everything goes on as it was. What became of it is logged and counted.
+   */
+  async reread(by: ReloadCause): Promise<ReloadOutcome> {
+    if (this.#source === undefined) {
+      this.observer.nothingToReload(by);
+      return { result: "nothing-to-read" };
+    }
+    if (this.#source.file !== undefined) {
+      this.#sourceStamp = stampOfSync(this.#source.file);
+      this.#sourceWatch?.taken(this.#sourceStamp);
+    }
+    try {
+      return { result: "applied", ...(await this.reload(this.#source.read(), by)) };
+    } catch (error) {
+      const problems =
+        error instanceof ConfigError ? error.problems : [error instanceof Error ? error.message : String(error)];
+      this.observer.reloadRefused(problems, by);
+      return { result: "refused", problems };
+    }
+  }
+
+  #watchSource(): void {
+    const { file, pollMs = SOURCE_POLL_MS } = this.#source ?? {};
+    if (file === undefined || !this.#config.reload.watch) {
+      this.#sourceWatch?.end();
+      this.#sourceWatch = undefined;
+      return;
+    }
+    const stamp = this.#sourceStamp;
+    const onChanged = async (): Promise<void> => void (await this.reread("file"));
+    this.#sourceWatch ??= watchFiles({ files: [file], stamp, pollMs, onChanged });
   }
 
   /**
    * Ends: readiness first, then the requests in flight, then the sockets, then the store. Bounded by
    * `shutdown.delay` + `shutdown.timeout`, and two seconds for the last spans.
+   * @param times in place of those of the configuration.
    */
-  close(): Promise<void> {
-    this.#closing ??= this.#close();
+  close(times: Config["shutdown"] = this.#config.shutdown): Promise<void> {
+    this.#closing ??= this.#close(times);
     return this.#closing;
   }
 
-  async #close(): Promise<void> {
-    const { delayMs, timeoutMs } = this.#config.shutdown;
+  async #close({ delayMs, timeoutMs }: Config["shutdown"]): Promise<void> {
+    const began = performance.now();
+    const connections = [
+      this.#serverConnections,
+      ...(this.#redirectorConnections ? [this.#redirectorConnections] : []),
+    ];
     this.#draining = true;
+    this.observer.metrics.draining();
     this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
       delay_s: delayMs / 1000,
       timeout_s: timeoutMs / 1000,
+      requests: this.#generations.requests,
+      websockets: this.#webSockets.open,
     });
+    for (const each of connections) each.leave();
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
-    await Promise.all([this.#serverConnections.drain(timeoutMs), this.#redirectorConnections?.drain(timeoutMs)]);
-    this.observer.log.event("info", "gateway.stopped", "stopped");
+    const cut = await Promise.all(connections.map((each) => each.drain(timeoutMs)));
+    const requestsCut = cut.reduce((sum, requests) => sum + requests, 0);
+    const [level, text] =
+      requestsCut === 0
+        ? (["info", "stopped"] as const)
+        : (["warn", `stopped; ${requestsCut} requests had not ended in time and were cut`] as const);
+    this.observer.log.event(level, "gateway.stopped", text, {
+      duration_s: Math.round(performance.now() - began) / 1000,
+      requests_cut: requestsCut,
+    });
     await this.#release();
+  }
+
+  /** Tells, for the process that is about to end without any more waiting, what that cuts off. */
+  abandon(): { readonly requests: number; readonly websockets: number } {
+    const cut = { requests: this.#generations.requests, websockets: this.#webSockets.open };
+    this.observer.log.event("warn", "gateway.abandoned", "told a second time to end: at once", cut);
+    this.observer.log.flush();
+    return cut;
   }
 
   /** New connections get a renewed certificate; those that are open keep the old one. */
@@ -350,7 +421,6 @@ export class Gateway {
     server: Server,
     files: NonNullable<Config["admin"]["tls"]>,
     pair: KeyPair,
-    pollMs: number | undefined,
     contextOf: (pair: KeyPair) => SecureContextOptions,
   ): void {
     const { metrics, log } = this.observer;
@@ -358,7 +428,7 @@ export class Gateway {
     const unwatch = watchCertificate({
       files,
       pair,
-      pollMs,
+      pollMs: this.#certificatePollMs,
       onReplaced: (renewed) => {
         if (server instanceof TlsServer) server.setSecureContext(contextOf(renewed));
         metrics.certificate(listener, renewed.notAfter);
@@ -371,15 +441,17 @@ export class Gateway {
           problem,
         }),
     });
-    this.#unwatchCertificates.push(unwatch);
+    this.#unwatchCertificates.get(listener)?.();
+    this.#unwatchCertificates.set(listener, unwatch);
   }
 
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
-    for (const unwatch of this.#unwatchCertificates) unwatch();
+    this.#sourceWatch?.end();
+    for (const unwatch of this.#unwatchCertificates.values()) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
     await this.#webSockets.end();
-    await this.#upstreams.close();
+    await this.#generations.close();
     await this.#toucher.flush();
     await this.#census.end();
     await this.#store.close();
@@ -390,8 +462,14 @@ export class Gateway {
 
 function listenerOptions({ listen }: Config, { listen: pair }: TlsMaterial): ListenerOptions {
   if (listen.tls === undefined || pair === undefined) return {};
-  const { minVersion, http2, strictTransport } = listen.tls;
-  return { tls: { options: listenerTls(minVersion, http2, pair), http2 }, strictTransport };
+  const { minVersion, http2 } = listen.tls;
+  return { tls: { options: listenerTls(minVersion, http2, pair), http2 } };
+}
+
+/** Reads what a configuration names. @throws Error that names setting and file. */
+async function readFiles(config: Config): Promise<FileContents> {
+  const [tls, errorPages] = await Promise.all([readTls(config), readErrorPages(config)]);
+  return { tls, errorPages };
 }
 
 /**

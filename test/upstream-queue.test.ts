@@ -4,10 +4,18 @@ import { connect } from "node:net";
 import t from "tap";
 import { WebSocket } from "ws";
 import { loadConfig } from "../src/config/load.ts";
-import { Upstreams } from "../src/upstream/upstreams.ts";
 import { ask, until } from "./support/client.ts";
 import { startGateway, startHttp } from "./support/servers.ts";
-import { balanced, counted, shown, startTargets, type TestTarget, WELL } from "./support/targets.ts";
+import {
+  balanced,
+  counted,
+  RESETTING,
+  shown,
+  startTargets,
+  statesOf,
+  type TestTarget,
+  WELL,
+} from "./support/targets.ts";
 
 /** Targets that answer when they are told to. */
 function hold(targets: readonly TestTarget[]): (() => void)[] {
@@ -159,37 +167,30 @@ t.test("a WebSocket has a connection for as long as it lasts, and its target by 
   t.equal(targets.length, 2);
 });
 
-t.test("upstreams that are replaced end what they have begun; those that stay the same are the same", async (t) => {
-  const observer = {
-    ejected: () => {},
-    returned: () => {},
-    spared: () => {},
-    panic: () => {},
-    checked: () => {},
-    resolved: () => {},
-    resolutionFailed: () => {},
-  };
-  const routesOf = (...urls: string[][]) =>
-    loadConfig(
-      { routes: urls.map((targets, i) => ({ match: { path: `/${i}` }, upstream: { targets } })) },
-      {},
-    ).config.upstreams.map((settings, i) => ({ id: `*/${i}`, settings, tls: undefined }));
-  const before = new Upstreams(
-    routesOf(["http://127.0.0.1:1", "http://127.0.0.1:2"], ["http://127.0.0.1:3"]),
-    () => observer,
-  );
-  const after = new Upstreams(routesOf(["http://127.0.0.1:1", "http://127.0.0.1:2"]), () => observer, before);
-  t.equal(after.byRoute[0], before.byRoute[0], "with its connections and its health");
-  const gone = before.byRoute[1];
-  const applicant = { sessionKey: undefined, exchange: {} as never, tried: undefined, granted() {}, refused() {} };
-  const endpoint = gone?.acquire(applicant);
-  let isOver = false;
-  const replaced = before.replacedBy(after).then(() => {
-    isOver = true;
-  });
-  await new Promise((resolve) => setTimeout(resolve, 50));
-  t.equal(isOver, false, "a request is under way");
-  if (endpoint !== undefined) gone?.release(endpoint);
-  await replaced;
-  await after.close();
-});
+t.test(
+  "a reload keeps the upstreams that stay the same, with what they have learnt, and lets go of the others",
+  async (t) => {
+    const [bad, good, other] = (await startTargets(t, 3)) as [TestTarget, TestTarget, TestTarget];
+    bad.behaviour = RESETTING;
+    const settings = {
+      ejection: { failures: 1, duration: "1h", maxDuration: "1h" },
+      retries: { attempts: 1, on: ["closed"] },
+    };
+    const gateway = await startGateway(t, balanced([bad, good], settings));
+    await ask(gateway.url);
+    await ask(gateway.url);
+    t.same(await statesOf(gateway), ["ejected", "in-service"]);
+    const read = (value: object) => loadConfig({ store: "memory:", ...value }, {}).config;
+    await gateway.gateway.reload(read({ ...balanced([bad, good], settings), shutdown: { delay: "1ms" } }));
+    t.same(await statesOf(gateway), ["ejected", "in-service"], "it is still out");
+
+    const held = hold([good]);
+    const underWay = ask(gateway.url);
+    await until(() => held.length === 1);
+    await gateway.gateway.reload(read(balanced([other])));
+    t.equal((await ask(gateway.url)).body, `${other.port}`);
+    t.notMatch(await gateway.metrics(), new RegExp(`coatcheck_upstream_up.*${bad.port}`), "what is gone is not down");
+    held[0]?.();
+    t.equal((await underWay).body, `${good.port}`);
+  },
+);

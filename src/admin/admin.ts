@@ -12,6 +12,7 @@ import { pipeline } from "node:stream/promises";
 import type { SessionAdministration, StoreReport, WebSocketList } from "../core/administration.ts";
 import { ProxyError } from "../core/errors.ts";
 import type { Explainer } from "../core/explanation.ts";
+import type { ReloadOutcome } from "../core/reload.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { UpstreamSummary } from "../core/upstream.ts";
 import type { Observer } from "../observe/observer.ts";
@@ -37,6 +38,7 @@ import { answerMalformed } from "./malformed.ts";
 import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
+import { reloadEndpoint } from "./reload.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
 import { upstreamsEndpoint } from "./upstreams.ts";
 import { watchEndpoint } from "./watch.ts";
@@ -56,6 +58,8 @@ export interface AdminOptions {
   /** Whether readiness depends on an upstream that has no target in service. */
   readonly isUpstreamOut: () => boolean;
   readonly takeDump: () => Promise<TakenDump>;
+  /** Reads the configuration again. */
+  readonly reload: () => Promise<ReloadOutcome>;
   /** PEM; absent: HTTP without TLS. */
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   readonly explainer: Explainer;
@@ -184,6 +188,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
     observeEndpoint(observer.settings),
+    reloadEndpoint(options.reload),
     explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
     webSocketsEndpoint(webSockets),

@@ -168,6 +168,7 @@ export interface UpstreamSummary {
 export interface UpstreamFigures {
   /** The first that has it. */
   readonly route: string;
+  readonly panic: boolean;
   readonly queued: number;
   /** `address`: `host:port`. The others are numbers of addresses, all and in service, and of connections in use. */
   readonly targets: readonly {
@@ -191,7 +192,8 @@ export interface UpstreamObserver {
   returned(name: EndpointName, reason: ReturnReason): void;
   /** It should have been taken out, and is the last one. */
   spared(name: EndpointName, reason: EjectionReason): void;
-  panic(isOn: boolean): void;
+  /** @param addresses `host:port` of all targets. */
+  panic(isOn: boolean, addresses: readonly string[]): void;
   checked(name: EndpointName, ok: boolean): void;
   /** @param addresses all that the name has now. */
   resolved(address: string, addresses: readonly string[], added: readonly string[], removed: readonly string[]): void;

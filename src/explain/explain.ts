@@ -10,6 +10,7 @@ import type {
 } from "../core/explanation.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
 import type { RequestTarget } from "../core/request-target.ts";
@@ -70,18 +71,24 @@ export interface ExplainerOptions {
   readonly ephemeralSecret: boolean;
 }
 
-/** Says what would become of a request, and why, with the very functions that requests go through. */
-export function createExplainer(options: ExplainerOptions): Explainer {
-  const { gate } = options;
-  const facts: Facts = { cookie: gate.cookie.facts, ephemeralSecret: options.ephemeralSecret };
+function factsOf({ gate, ephemeralSecret }: ExplainerOptions): Facts {
+  return { cookie: gate.cookie.facts, ephemeralSecret };
+}
+
+/**
+ * Says what would become of a request, and why, with the very functions that requests go through.
+ * @param options as they are at the moment: the configuration changes.
+ */
+export function createExplainer(options: () => ExplainerOptions): Explainer {
   return {
-    request: (asked) => explainAsked(options, facts, asked),
+    request: (asked) => explainAsked(options(), asked),
     trace: (traceId) => {
+      const { gate } = options();
       const records = recordsOf(gate.observer, traceId);
       const [record] = records;
       if (record === undefined)
         return { problem: "no exchange with this trace id is recorded: it was overwritten, or met another instance" };
-      return explainRecord(record, records.length, gate.routes, facts);
+      return explainRecord(record, records.length, gate.routes, factsOf(options()));
     },
   };
 }
@@ -94,15 +101,11 @@ function recordsOf({ recorder, watches }: Observer, traceId: string): readonly E
   return [...found.values()].sort((a, b) => Date.parse(b.time) - Date.parse(a.time));
 }
 
-async function explainAsked(
-  options: ExplainerOptions,
-  facts: Facts,
-  asked: AskedRequest,
-): Promise<Explanation | Unexplained> {
+async function explainAsked(options: ExplainerOptions, asked: AskedRequest): Promise<Explanation | Unexplained> {
   const octets = composeHead(asked);
   if ("problem" in octets) return octets;
   const parsed = await parseHead(octets);
-  if ("rawHeaders" in parsed) return new Replay(options, facts, parsed, asked.client).run();
+  if ("rawHeaders" in parsed) return new Replay(options, parsed, asked.client).run();
   const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
   return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");
 }
@@ -134,11 +137,11 @@ class Replay {
   #path = "";
   #hostname = "";
 
-  constructor(options: ExplainerOptions, facts: Facts, parsed: ParsedHead, client: string | undefined) {
+  constructor(options: ExplainerOptions, parsed: ParsedHead, client: string | undefined) {
     const { gate, store } = options;
     this.#options = options;
     this.#gate = gate;
-    this.#facts = facts;
+    this.#facts = factsOf(options);
     this.#parsed = parsed;
     this.#client = client;
     this.#peer = describePeer(client, undefined, gate.trusted);
@@ -152,12 +155,13 @@ class Replay {
 
   async run(): Promise<Explanation> {
     try {
-      return await this.#walk();
+      return withForm(await this.#walk(), this.#parsed.rawHeaders);
     } catch (error) {
       if (!(error instanceof ProxyError)) throw error;
       this.#tell(this.#at, error.message, false, this.#circumstances);
       const { status, code, message } = error;
-      return answered(this.#steps, status, code, message, this.#adviceOn(error));
+      const explanation = answered(this.#steps, status, code, message, this.#adviceOn(error));
+      return withForm(explanation, this.#parsed.rawHeaders);
     }
   }
 
@@ -421,4 +425,12 @@ function answered(
     ...(advice !== undefined && { advice }),
     wouldAnswer: { status, ...(error && { error }), ...(location !== undefined && { location }) },
   };
+}
+
+/** Says in which of its two forms an answer of Coatcheck's own would be sent. */
+function withForm(explanation: Explanation, rawHeaders: readonly string[]): Explanation {
+  const { wouldAnswer } = explanation;
+  if (wouldAnswer === undefined || wouldAnswer.status < 400) return explanation;
+  const form = isForPerson(rawHeaders) ? "page" : "problem-details";
+  return { ...explanation, wouldAnswer: { ...wouldAnswer, form } };
 }

@@ -6,6 +6,7 @@ import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } fro
 import {
   type EjectionReason,
   QUEUE_REFUSALS,
+  RETRY_REASONS,
   type ReturnReason,
   type UpstreamAttempt,
   type UpstreamFigures,
@@ -37,13 +38,11 @@ export class Metrics {
   readonly #logouts = this.#counter("coatcheck_session_logouts_total");
   readonly #verifications = this.#counter("coatcheck_cookie_verifications_total");
   readonly #storeSessions = this.#gauge("coatcheck_session_store_sessions");
-  readonly #upstreamUp = this.#gauge("coatcheck_upstream_up");
   readonly #upstreamRetries = this.#counter("coatcheck_upstream_retries_total");
   readonly #upstreams = new Map<string, boolean>();
   readonly #ejections = this.#counter("coatcheck_upstream_ejections_total");
   readonly #returns = this.#counter("coatcheck_upstream_returns_total");
   readonly #spared = this.#counter("coatcheck_upstream_ejections_spared_total");
-  readonly #panic = this.#gauge("coatcheck_upstream_panic");
   readonly #healthChecks = this.#counter("coatcheck_upstream_health_checks_total");
   readonly #nameResolutions = this.#counter("coatcheck_upstream_resolutions_total");
   readonly #retriesRefused = this.#counter("coatcheck_upstream_retries_refused_total");
@@ -75,11 +74,14 @@ export class Metrics {
   readonly #reloads = this.#counter("coatcheck_config_reloads_total");
   readonly #lastReloadSuccessful = this.#gauge("coatcheck_config_last_reload_successful");
   readonly #lastReloadTimestamp = this.#gauge("coatcheck_config_last_reload_timestamp_seconds");
+  readonly #restartNeeded = this.#gauge("coatcheck_config_restart_needed");
+  readonly #draining = this.#gauge("coatcheck_draining");
   readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
   readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
   readonly #handshakeFailures = this.#counter("coatcheck_tls_handshake_failures_total");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
+  #configsInUse = () => 1;
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
 
   constructor(build: { readonly version: string; readonly nodeVersion: string }) {
@@ -105,9 +107,15 @@ export class Metrics {
     });
     for (const reason of QUEUE_REFUSALS) this.#queueRefused.inc({ reason }, 0);
     this.#showUpstreams();
+    const configsInUse = () => this.#configsInUse();
+    this.#gauge("coatcheck_configs_in_use", function collect(this: Gauge) {
+      this.set(configsInUse());
+    });
     for (const reason of WEBSOCKET_CLOSE_REASONS) this.#webSocketsClosed.inc({ reason }, 0);
     for (const direction of ["in", "out"]) this.#webSocketBytes.inc({ direction }, 0);
     for (const result of ["applied", "refused"]) this.#reloads.inc({ result }, 0);
+    this.#restartNeeded.set(0);
+    this.#draining.set(0);
     this.#configurationApplied();
     collectDefaultMetrics({ register: this.#registry });
   }
@@ -179,9 +187,10 @@ export class Metrics {
   }
 
   #upstreamAnswered(upstream: string, up: boolean): void {
-    if (this.#upstreams.get(upstream) === up) return;
+    // A rise from nothing to one is no rise for Prometheus.
+    if (!this.#upstreams.has(upstream))
+      for (const reason of RETRY_REASONS) this.#upstreamRetries.inc({ ...serverLabels(upstream), reason }, 0);
     this.#upstreams.set(upstream, up);
-    this.#upstreamUp.set(serverLabels(upstream), up ? 1 : 0);
   }
 
   /** @param figures asked at each scrape. */
@@ -191,6 +200,20 @@ export class Metrics {
 
   #showUpstreams(): void {
     const figures = () => this.#upstreamFigures();
+    const isUp = this.#upstreams;
+    this.#gauge("coatcheck_upstream_up", function collect(this: Gauge) {
+      this.reset();
+      // One that a reload has taken away is not down.
+      const addresses = new Set(figures().flatMap(({ targets }) => targets.map(({ address }) => address)));
+      for (const [upstream, up] of isUp) {
+        if (addresses.has(upstream)) this.set(serverLabels(upstream), up ? 1 : 0);
+        else isUp.delete(upstream);
+      }
+    });
+    this.#gauge("coatcheck_upstream_panic", function collect(this: Gauge) {
+      this.reset();
+      for (const { route, panic } of figures()) this.set({ http_route: route }, panic ? 1 : 0);
+    });
     this.#gauge("coatcheck_upstream_endpoints", function collect(this: Gauge) {
       this.reset();
       for (const { targets } of figures())
@@ -224,10 +247,6 @@ export class Metrics {
 
   upstreamSpared(upstream: string): void {
     this.#spared.inc(serverLabels(upstream));
-  }
-
-  upstreamPanic(route: string, isOn: boolean): void {
-    this.#panic.set({ http_route: route }, isOn ? 1 : 0);
   }
 
   upstreamChecked(upstream: string, ok: boolean): void {
@@ -350,10 +369,25 @@ export class Metrics {
     this.#watchesActive.set(count);
   }
 
-  reloaded(result: "applied" | "refused"): void {
-    this.#reloads.inc({ result });
-    if (result === "applied") this.#configurationApplied();
-    else this.#lastReloadSuccessful.set(0);
+  /** @param restartNeeded keys that differ from what is in effect. */
+  reloaded(restartNeeded: number): void {
+    this.#reloads.inc({ result: "applied" });
+    this.#restartNeeded.set(restartNeeded);
+    this.#configurationApplied();
+  }
+
+  reloadRefused(): void {
+    this.#reloads.inc({ result: "refused" });
+    this.#lastReloadSuccessful.set(0);
+  }
+
+  /** @param inUse tells how many configurations requests go by. */
+  watchConfigs(inUse: () => number): void {
+    this.#configsInUse = inUse;
+  }
+
+  draining(): void {
+    this.#draining.set(1);
   }
 
   #configurationApplied(): void {

@@ -1,6 +1,7 @@
 import type { Exchange } from "../core/exchange.ts";
 import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
 import { servedExchange } from "../core/on-behalf.ts";
+import type { ReloadCause, ReloadResult } from "../core/reload.ts";
 import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
@@ -19,14 +20,6 @@ import { type Watch, Watches } from "./watches.ts";
 /** What the configuration says of the observation. */
 export interface ObserveConfig extends ObserveSettings {
   readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
-}
-
-/** What became of a new configuration, by the names of its keys. */
-export interface ReloadResult {
-  /** Changed, and in effect. */
-  readonly applied: readonly string[];
-  /** Changed, and not in effect before the next start. */
-  readonly needsRestart: readonly string[];
 }
 
 export interface ObserverOptions extends ObserveConfig {
@@ -115,23 +108,28 @@ export class Observer {
   }
 
   /** @param keys of the configuration, by name. */
-  reloaded(keys: ReloadResult): void {
-    this.metrics.reloaded("applied");
-    const { applied, needsRestart } = keys;
+  reloaded({ applied, needsRestart }: ReloadResult, by: ReloadCause): void {
+    this.metrics.reloaded(needsRestart.length);
     const waits = needsRestart.length > 0 ? `; a restart is needed for ${needsRestart.join(", ")}` : "";
     const level = needsRestart.length > 0 ? "warn" : "info";
     this.log.event(level, "config.reloaded", `configuration read again${waits}`, {
+      by,
       applied,
       needs_restart: needsRestart,
     });
   }
 
-  reloadRefused(problems: readonly string[]): void {
-    this.metrics.reloaded("refused");
+  reloadRefused(problems: readonly string[], by: ReloadCause): void {
+    this.metrics.reloadRefused();
     const message = "the configuration has problems; what was in effect goes on";
     const more = problems.length - PROBLEMS_TOLD;
     const told = more > 0 ? [...problems.slice(0, PROBLEMS_TOLD), `and ${more} more`] : problems;
-    this.log.event("error", "config.reload-refused", message, { problems: told });
+    this.log.event("error", "config.reload-refused", message, { by, problems: told });
+  }
+
+  nothingToReload(by: ReloadCause): void {
+    const message = "the configuration came from the command line, so there is nothing to read again";
+    this.log.event("warn", "config.nothing-to-reload", message, { by });
   }
 
   #changed({ by, before, after, changed, until }: SettingsChange): void {
@@ -217,9 +215,9 @@ export class Observer {
 
   /**
    * What an upstream tells of its targets.
-   * @param route the first that has it. @param addresses `host:port` of its targets.
+   * @param route the first that has it.
    */
-  upstreamObserver(route: string, addresses: () => readonly string[]): UpstreamObserver {
+  upstreamObserver(route: string): UpstreamObserver {
     const { metrics, log } = this;
     const fieldsOf = ({ address, peer }: EndpointName) => ({ upstream: address, ...(peer !== undefined && { peer }) });
     return {
@@ -242,9 +240,8 @@ export class Observer {
         const text = `${name.address} fails, and stays in service: it is the last one`;
         log.event("error", "upstream.spared", text, { ...fieldsOf(name), reason });
       },
-      panic: (isOn) => {
-        metrics.upstreamPanic(route, isOn);
-        const fields = { [A.route]: route, upstreams: addresses() };
+      panic: (isOn, upstreams) => {
+        const fields = { [A.route]: route, upstreams };
         if (isOn) log.event("error", "upstream.panic", "no target is in service: all of them get requests", fields);
         else log.event("info", "upstream.panic-over", "a target is in service again", fields);
       },

@@ -19,9 +19,9 @@ import { Endpoint, type Target, targetOf, type UpstreamTls } from "./endpoint.ts
 import { HealthChecks } from "./health-checks.ts";
 import { RetryBudget } from "./retry-budget.ts";
 
-export interface UpstreamOptions extends UpstreamSettings {
-  readonly tls?: UpstreamTls | undefined;
-  readonly observer: UpstreamObserver;
+export interface UpstreamMade {
+  readonly settings: UpstreamSettings;
+  readonly tls: UpstreamTls | undefined;
 }
 
 /** Whoever wants to send a request. */
@@ -52,7 +52,10 @@ const FIRST_ANSWER_TIMEOUT_MS = 5_000;
  */
 export class Upstream {
   readonly idleTimeoutMs: number;
-  readonly #options: UpstreamOptions;
+  /** What it was made with. */
+  readonly made: UpstreamMade;
+  readonly #settings: UpstreamSettings;
+  readonly #observer: UpstreamObserver;
   /** Where there is nothing to choose. */
   readonly #only: Endpoint | undefined;
   readonly #targets: readonly Target[];
@@ -66,12 +69,13 @@ export class Upstream {
   #isPanic = false;
   #hasBegun = false;
   #isClosing = false;
-  #onIdle: (() => void) | undefined;
 
-  constructor(options: UpstreamOptions) {
-    const { targets, resolve, retries } = options;
-    this.#options = options;
-    this.idleTimeoutMs = options.idleTimeoutMs;
+  constructor(made: UpstreamMade, observer: UpstreamObserver) {
+    const { targets, resolve, retries, idleTimeoutMs } = made.settings;
+    this.made = made;
+    this.#settings = made.settings;
+    this.#observer = observer;
+    this.idleTimeoutMs = idleTimeoutMs;
     this.#targets = targets.map(targetOf);
     const isNamed = (target: Target) => resolve !== undefined && isIP(target.host.replace(/^\[|\]$/g, "")) === 0;
     for (const target of this.#targets) if (!isNamed(target)) this.#add(target);
@@ -85,7 +89,7 @@ export class Upstream {
             ...resolve,
             host: target.host,
             onChange: (addresses) => this.#resolved(target, addresses),
-            onFailure: (failure, isFirst) => options.observer.resolutionFailed(target.address, failure, isFirst),
+            onFailure: (failure, isFirst) => observer.resolutionFailed(target.address, failure, isFirst),
           }),
         );
     this.#look();
@@ -108,17 +112,19 @@ export class Upstream {
     return this.#targets.map(({ address }) => address);
   }
 
-  /** Requests under way, and WebSockets. */
-  get active(): number {
-    let active = 0;
-    for (const endpoint of this.#endpoints) active += endpoint.active;
-    for (const endpoint of this.#draining) active += endpoint.active;
-    return active;
-  }
-
   /** Requests that wait for a connection. */
   get queued(): number {
     return this.#waiting.size;
+  }
+
+  /** No target is in service, so that all get requests. */
+  get isPanic(): boolean {
+    return this.#isPanic;
+  }
+
+  /** Whether requests may go to this `host:port`. */
+  isAt(address: string): boolean {
+    return this.#targets.some((target) => target.address === address);
   }
 
   /** Whether a target is in service. */
@@ -128,7 +134,7 @@ export class Upstream {
 
   /** Whether `/readyz` is to say so. */
   get gatesReadiness(): boolean {
-    return this.#options.health?.readiness === true;
+    return this.#settings.health?.readiness === true;
   }
 
   /** By target. */
@@ -149,7 +155,7 @@ export class Upstream {
     const all = [...this.#endpoints, ...this.#draining];
     return {
       routes,
-      balance: this.#only === undefined ? this.#options.balance : null,
+      balance: this.#only === undefined ? this.#settings.balance : null,
       panic: this.#isPanic,
       queued: this.queued,
       targets: this.#targets.map((target) => ({
@@ -197,7 +203,7 @@ export class Upstream {
   /** What `acquire` would choose: for an operator. */
   preview(key: SessionKey | undefined): { readonly address: string; readonly why: string } {
     if (this.#only !== undefined) return { address: this.#only.target.address, why: "only" };
-    if (key !== undefined && this.#options.balance === "session-hash") {
+    if (key !== undefined && this.#settings.balance === "session-hash") {
       const { endpoint, choice } = this.#choose(key, undefined);
       if (endpoint !== undefined) return { address: nameOf(endpoint), why: choice };
     }
@@ -208,7 +214,7 @@ export class Upstream {
   }
 
   #byKey(key: SessionKey | undefined): Choice {
-    const { balance } = this.#options;
+    const { balance } = this.#settings;
     return balance === "session-hash" && key === undefined ? "least-requests" : balance;
   }
 
@@ -241,7 +247,7 @@ export class Upstream {
     status: number | undefined,
     { exchange, tried = [] }: Pick<Applicant, "exchange" | "tried">,
   ): boolean {
-    const { retries } = this.#options;
+    const { retries } = this.#settings;
     // A request that an idle connection did not take costs nobody anything: it is the same request.
     if (reason === "idle-closed" && exchange.upstreamRetries === 0) return true;
     if (retries === undefined || this.#budget === undefined) return false;
@@ -254,7 +260,7 @@ export class Upstream {
   }
 
   #wait(applicant: Applicant, pinned: Endpoint | undefined): undefined {
-    const { queue } = this.#options;
+    const { queue } = this.#settings;
     if (this.#waiting.size >= queue.size) throw this.#refusal(applicant, "full");
     const timer = setTimeout(() => {
       this.#leave(applicant);
@@ -280,14 +286,13 @@ export class Upstream {
     clearTimeout(waiting.timer);
     this.#waiting.delete(applicant);
     applicant.exchange.upstreamWaitMs += performance.now() - waiting.since;
-    this.#settle();
   }
 
   /** A request is over, and with it its use of a connection. Once for each that was acquired. */
   release(endpoint: Endpoint): void {
     endpoint.active--;
+    if (endpoint.isDraining && endpoint.active === 0) this.#draining.delete(endpoint);
     if (this.#waiting.size > 0) this.#serve(endpoint);
-    if (this.#onIdle !== undefined) this.#settle();
   }
 
   /** Whoever waits longest and can take the place gets it. */
@@ -306,7 +311,7 @@ export class Upstream {
 
   /** The head of an answer has come. */
   answered(endpoint: Endpoint, status: number): void {
-    const { ejection } = this.#options;
+    const { ejection } = this.#settings;
     if (ejection === undefined) return;
     endpoint.failures = 0;
     if (status < 500) {
@@ -325,7 +330,7 @@ export class Upstream {
 
   /** No answer came. @param failure why, for the log. */
   failed(endpoint: Endpoint, failure: string): void {
-    const { ejection } = this.#options;
+    const { ejection } = this.#settings;
     if (ejection === undefined) return;
     endpoint.failures++;
     if (ejection.failures > 0 && endpoint.failures >= ejection.failures) this.#eject(endpoint, "failures", failure);
@@ -333,7 +338,7 @@ export class Upstream {
 
   #eject(endpoint: Endpoint, reason: EjectionReason, failure: string): void {
     if (!endpoint.isInService || endpoint.isDraining) return;
-    const { observer } = this.#options;
+    const observer = this.#observer;
     if (this.#inService.length < 2) {
       // There would be nobody left to ask: whoever fails now and then is better than nobody.
       if (!endpoint.isSpared) observer.spared(describe(endpoint), reason);
@@ -350,12 +355,12 @@ export class Upstream {
 
   /** Longer each time. */
   #ejectionMs(ejections: number): number {
-    const { forMs = 0, atMostMs = 0 } = this.#options.ejection ?? {};
+    const { forMs = 0, atMostMs = 0 } = this.#settings.ejection ?? {};
     return Math.min(forMs * 2 ** (ejections - 1), atMostMs);
   }
 
   #endEjection(endpoint: Endpoint): void {
-    const { ejection } = this.#options;
+    const { ejection } = this.#settings;
     endpoint.ejectedUntil = undefined;
     // On probation: one more failure, and it is out again.
     if (ejection !== undefined && ejection.failures > 0) endpoint.failures = ejection.failures - 1;
@@ -369,11 +374,11 @@ export class Upstream {
     endpoint.returnedAt = performance.now();
     endpoint.credit = 0;
     this.#look();
-    this.#options.observer.returned(describe(endpoint), reason);
+    this.#observer.returned(describe(endpoint), reason);
   }
 
   #checked(endpoint: Endpoint, before: boolean, ok: boolean, detail: string): void {
-    const { observer } = this.#options;
+    const observer = this.#observer;
     observer.checked(describe(endpoint), ok);
     if (endpoint.isHealthy === before) return;
     if (!endpoint.isHealthy) {
@@ -390,16 +395,16 @@ export class Upstream {
     const isPanic = this.#endpoints.length > 0 && this.#inService.length === 0;
     if (isPanic !== this.#isPanic) {
       this.#isPanic = isPanic;
-      this.#options.observer.panic(isPanic);
+      this.#observer.panic(isPanic, this.addresses);
     }
     for (const endpoint of this.#isPanic ? this.#endpoints : this.#inService)
       if (this.#waiting.size > 0) this.#serve(endpoint);
   }
 
   #add(target: Target, address?: string): void {
-    const endpoint = new Endpoint(target, this.#options, this.#options.tls, address);
+    const endpoint = new Endpoint(target, this.#settings, this.made.tls, address);
     this.#endpoints = [...this.#endpoints, endpoint];
-    const { health } = this.#options;
+    const { health } = this.#settings;
     if (health === undefined) return;
     let before = endpoint.isHealthy;
     const onChecked = (ok: boolean, detail: string): void => {
@@ -421,7 +426,7 @@ export class Upstream {
     for (const endpoint of removed) this.#retire(endpoint);
     this.#look();
     const names = removed.map(({ peer = "" }) => peer);
-    this.#options.observer.resolved(target.address, peers, added.map(peerOf), names);
+    this.#observer.resolved(target.address, peers, added.map(peerOf), names);
   }
 
   #retire(endpoint: Endpoint): void {
@@ -429,25 +434,8 @@ export class Upstream {
     this.#checks.get(endpoint)?.close();
     this.#checks.delete(endpoint);
     endpoint.isDraining = true;
-    this.#draining.add(endpoint);
-    endpoint.drain().then(() => {
-      if (endpoint.active === 0) this.#draining.delete(endpoint);
-    });
-  }
-
-  /** Stops asking, lets everything end that is under way or waits, and closes the connections then. */
-  async drain(): Promise<void> {
-    this.#stop();
-    await new Promise<void>((resolve) => {
-      this.#onIdle = resolve;
-      this.#settle();
-    });
-    await this.close();
-  }
-
-  #settle(): void {
-    for (const endpoint of this.#draining) if (endpoint.active === 0) this.#draining.delete(endpoint);
-    if (this.#onIdle !== undefined && this.#waiting.size === 0 && this.active === 0) this.#onIdle();
+    if (endpoint.active > 0) this.#draining.add(endpoint);
+    void endpoint.drain();
   }
 
   #stop(): void {
