@@ -9,13 +9,14 @@ import {
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
-import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
+import { type Conversation, fail, ownMessage, reasonOf } from "./answers.ts";
 import { asksForWebSocket, ClientUpgrade, hasContent } from "./client-upgrade.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
 import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
+import { endLingering } from "./core/linger.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import { isForPerson } from "./core/navigation.ts";
 import { describePeer, type Encryption, type Peer, type TrustedProxies } from "./core/peer.ts";
@@ -190,6 +191,8 @@ export function createListener(generations: Generations, options: ListenerOption
       });
       return;
     }
+    // What a client sends behind a response that ends the connection is no request.
+    if (req.socket.writableEnded) return;
     if (connection.refusal !== undefined && !req.complete) {
       // Its content is what was malformed: it will never be whole.
       refuse(req.socket, connection, connection.refusal);
@@ -208,6 +211,10 @@ export function createListener(generations: Generations, options: ListenerOption
 
   const startUpgrade = (req: IncomingMessage, socket: Socket, octets: Buffer): void => {
     socket.on("error", () => socket.destroy());
+    if (socket.writableEnded) {
+      socket.resume();
+      return;
+    }
     const { running } = connectionOf(socket);
     // Before Node 24.9, those that are not granted come this way too.
     if (running.size > 0 || hasContent(req)) {
@@ -286,7 +293,6 @@ export function createListener(generations: Generations, options: ListenerOption
     if (refusal === undefined || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
-    else if (current.exchange.endedMs !== undefined) current.res.end();
     else if (current.res.headersSent) socket.destroy();
     else {
       // The content of the request that is running is malformed: what went upstream of it is cut off.
@@ -380,7 +386,5 @@ function writeRefusal(
   let text = `HTTP/1.1 ${status} ${reasonOf(status)}\r\n`;
   for (let i = 0; i < head.length; i += 2) text += `${head[i]}: ${head[i + 1]}\r\n`;
   socket.end(`${text}\r\n${method === "HEAD" ? "" : body}`);
-  socket.resume();
-  const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
-  socket.once("close", () => clearTimeout(linger));
+  endLingering.call(socket);
 }

@@ -2,6 +2,7 @@ import { isIP, type LookupFunction } from "node:net";
 import { buildConnector, Client, type Dispatcher, errors, Pool } from "undici";
 import type { EjectionReason, EndpointSummary, UpstreamSettings } from "../core/upstream.ts";
 import { type Candidate, hash32 } from "./balance.ts";
+import { readOn } from "./read-on.ts";
 
 /** How a target is spoken to over TLS. It is always verified: there is no option that turns that off. */
 export interface UpstreamTls {
@@ -85,9 +86,12 @@ export class Endpoint implements Candidate {
     this.#serverName = target.scheme === "https" ? (tls?.serverName ?? target.host) : undefined;
     const options = {
       timeout: settings.connectTimeoutMs,
+      allowH2: false,
       ...(address !== undefined && { lookup: lookupOf(address) }),
     };
-    this.#connect = target.scheme === "https" ? tlsConnector(target.host, options, tls) : buildConnector(options);
+    this.#connect = readOn(
+      target.scheme === "https" ? tlsConnector(target.host, options, tls) : buildConnector(options),
+    );
     this.#pool = new Pool(target.url, {
       connections: settings.maxConnections,
       pipelining: 1,
@@ -249,7 +253,6 @@ function tlsConnector(
   const name = tls?.serverName ?? host.replace(/^\[|\]$/g, "");
   const connect = buildConnector({
     ...options,
-    allowH2: false,
     minVersion: "TLSv1.2",
     rejectUnauthorized: true, // whatever NODE_TLS_REJECT_UNAUTHORIZED says
     ...(ca && { ca }),

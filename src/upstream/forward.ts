@@ -3,6 +3,7 @@ import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, type ErrorCode, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import { lingerAtEnd } from "../core/linger.ts";
 import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
   addSessionCookie,
@@ -96,13 +97,14 @@ export function forward(
 class RequestContent extends PassThrough {
   readonly #req: ClientRequest;
   readonly #exchange: Exchange;
+  #hasBegun = false;
 
   constructor(req: ClientRequest, exchange: Exchange) {
     super();
     this.#req = req;
     this.#exchange = exchange;
     // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
-    this.on("error", () => req.unpipe(this));
+    this.on("error", () => {});
   }
 
   /**
@@ -111,15 +113,30 @@ class RequestContent extends PassThrough {
    */
   begin(idleTimeoutMs: number): void {
     const req = this.#req;
+    this.#hasBegun = true;
     const idle = setTimeout(() => this.destroy(stalled(this.writableNeedDrain)), idleTimeoutMs);
-    req.on("data", (chunk: Buffer) => {
+    const count = (chunk: Buffer): void => {
       this.#exchange.requestBytes += chunk.length;
       idle.refresh();
-    });
+    };
+    req.on("data", count);
     req.on("end", () => clearTimeout(idle));
     req.on("error", (error) => this.destroy(error));
-    this.on("close", () => clearTimeout(idle));
+    // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
+    // everything before they read anything.
+    this.on("close", () => {
+      clearTimeout(idle);
+      req.off("data", count);
+      req.unpipe(this);
+      req.resume();
+    });
     req.pipe(this);
+  }
+
+  /** It is not going anywhere any more. */
+  letGo(): void {
+    this.destroy(); // undici does not, where it found no connection
+    if (!this.#hasBegun) this.#req.resume();
   }
 }
 
@@ -346,7 +363,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
     exchange.source = "upstream";
     const fields = head.kept;
     if (status === 204 && head.contentLength !== undefined) removeContentLength(fields);
-    if (this.#request.closeConnection() || !this.#requestIsRead()) fields.push("connection", "close");
+    if (this.#request.closeConnection() || !this.#requestIsRead()) {
+      fields.push("connection", "close");
+      lingerAtEnd(this.#res.socket);
+    }
     if (exchange.capture !== undefined) {
       // A login may have put it under watch only now.
       exchange.capture.upstreamResponse ??= maskFields(rawHeaders(this.#controller));
@@ -464,6 +484,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
     // The same target takes what its idle connection did not, if there is no other.
     if (failed !== undefined) this.#tried = [...(this.#tried ?? []), failed];
     this.#controller = undefined;
+    this.#content?.destroy();
     this.#content = undefined;
     this.#refusedStatus = undefined;
     this.#isSent = false;
@@ -482,6 +503,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(error);
+    this.#letGoOfContent();
     this.#tunnel?.destroy();
     this.#request.onFailure(error);
   }
@@ -494,7 +516,13 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(new Error("the client has gone"));
+    this.#letGoOfContent();
     this.#tunnel?.destroy();
+  }
+
+  #letGoOfContent(): void {
+    if (this.#content !== undefined) this.#content.letGo();
+    else if (this.#request.hasContent) this.#req.resume(); // it waited for a connection in vain
   }
 
   #hasContent(status: number, { contentLength }: ResponseHead): boolean {
