@@ -133,11 +133,11 @@ export function fail(conversation: Conversation, error: unknown, observer: Obser
     observer.log.unexpected(error, exchange);
     failure = new ProxyError("proxy_internal_error", "see the line error.unexpected of this trace", { cause: error });
   }
-  exchange.fail(failure.code, failure.message);
+  exchange.fail(failure.code, failure.message, failure.limit);
   if (res.headersSent) {
     exchange.status ||= failure.status;
     cut(res, exchange.httpVersion);
-  } else answer(conversation, { status: failure.status, error: failure.code });
+  } else answer(conversation, { status: failure.status, error: failure.code, fields: failure.fields });
 }
 
 /** In HTTP/1.0 the content may end with the connection: only a reset says that there should have been more. */

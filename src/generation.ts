@@ -15,7 +15,10 @@ import { openUpstreams } from "./upstream/upstreams.ts";
 
 /** What every configuration of a gateway shares: sessions, and the eyes on everything. */
 export interface Shared
-  extends Pick<Gate, "lookup" | "toucher" | "logouts" | "observer" | "webSockets" | "isDraining"> {
+  extends Pick<
+    Gate,
+    "lookup" | "toucher" | "logouts" | "observer" | "webSockets" | "connections" | "limiter" | "isDraining"
+  > {
   readonly store: SessionStore;
   /** Milliseconds since the epoch. */
   readonly now: () => number;
@@ -133,7 +136,7 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
   return {
     ...rest,
     trusted: new TrustedProxies(listen.trustedProxies),
-    requestRules: new HeaderRules(identity.names),
+    requestRules: new HeaderRules(identity.names, config.limits.head.maxFields),
     responseRules: new ResponseHeaderRules(session.cookie.name, strictTransport),
     strictTransport,
     routes: new RouteTable(config.routes),
@@ -149,6 +152,7 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
       onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
     },
     identity,
+    limits: config.limits,
     errorPages: files.errorPages,
   };
 }

@@ -1,10 +1,13 @@
 import { answer, type Conversation, fail } from "./answers.ts";
+import type { LimitsConfig } from "./config/limits.ts";
+import type { ConnectionLimiter } from "./connection-limiter.ts";
 import { maskFields } from "./core/capture.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
+import type { RouteLimits } from "./core/limits.ts";
 import { onBehalfOf } from "./core/on-behalf.ts";
-import { clientAddressOf, type Peer, type TrustedProxies } from "./core/peer.ts";
+import { clientAddressOf, networkOf, type Peer, type TrustedProxies } from "./core/peer.ts";
 import { type HeaderRules, type RequestHead, readRequestHead } from "./core/request-head.ts";
 import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
 import type { ResponseHead, ResponseHeaderRules } from "./core/response-head.ts";
@@ -15,6 +18,7 @@ import { upstreamFields } from "./core/upstream-fields.ts";
 import { checkHandshake } from "./core/websocket.ts";
 import type { ErrorPages } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
+import type { RequestLimiter } from "./request-limiter.ts";
 import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
 import { expiryAfterUse, expiryReason } from "./session/expiry.ts";
@@ -45,6 +49,9 @@ export interface Gate {
   readonly toucher: Toucher;
   readonly logouts: Logouts;
   readonly identity: IdentityHeaders;
+  readonly limits: LimitsConfig;
+  readonly limiter: RequestLimiter;
+  readonly connections: ConnectionLimiter;
   readonly observer: Observer;
   readonly errorPages: ErrorPages;
   readonly webSockets: WebSockets;
@@ -78,8 +85,15 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     }
 
     const route = gate.routes.match(target.hostname, target.path);
-    if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     exchange.route = route;
+    const limits = route === undefined ? gate.limits.routeless : route.limits;
+    // Before anything is asked of the store: whoever floods must not load that.
+    if (limits.perAddress !== undefined) {
+      const checking = gate.limiter.check(limits.perAddress, networkOf(exchange.clientAddress), exchange);
+      if (checking !== undefined && !(await goesOn(exchange, checking))) return;
+    }
+    if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
+    checkContentLength(limits, head);
     const accept = conversation.upgrade && checkUpgrade(route, head, target, exchange);
 
     const cookie = gate.cookie.read(head.cookie);
@@ -92,6 +106,10 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
     if (exchange.endedMs !== undefined || exchange.error !== undefined) return;
 
+    if (limits.perSession !== undefined && resolution.session !== undefined && resolution.key !== undefined) {
+      const checking = gate.limiter.check(limits.perSession, resolution.key, exchange);
+      if (checking !== undefined && !(await goesOn(exchange, checking))) return;
+    }
     exchange.decision = decide(route, resolution, exchange.method, head);
     if (exchange.decision !== "identified" && exchange.decision !== "anonymous") {
       turnAway(conversation, route, resolution);
@@ -193,6 +211,18 @@ async function pending<T>(exchange: Exchange, answer: Promise<T>): Promise<T> {
   }
 }
 
+/** Waits as `pending` does. @returns false when the client has left meanwhile, or has sent nonsense: nothing may begin then. */
+async function goesOn(exchange: Exchange, answer: Promise<void>): Promise<boolean> {
+  await pending(exchange, answer);
+  return exchange.endedMs === undefined && exchange.error === undefined;
+}
+
+/** @throws ProxyError (413). What comes in chunks is counted as it comes. */
+export function checkContentLength({ maxBodyBytes }: RouteLimits, { contentLength }: RequestHead): void {
+  if (contentLength !== undefined && Number(contentLength) > maxBodyBytes)
+    throw badRequest(`a Content-Length beyond ${maxBodyBytes}`, 413, "body-bytes");
+}
+
 /** A session that is used by another client than it was begun by is counted, and not believed if so configured. */
 function hold(gate: Gate, resolution: Resolution, head: RequestHead, exchange: Exchange): Resolution {
   const { session, key } = resolution;
@@ -287,6 +317,7 @@ function send(
       headers,
       hasContent,
       chunked,
+      limits: route.limits,
       responseRules: gate.responseRules,
       onHead: (response) => beforeHead(gate, conversation, route, head, resolution, response, slides),
       holdsHead: slides,

@@ -3,6 +3,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, constants, mkdirSync, openSync, readSync } from "node:fs";
 import { rm } from "node:fs/promises";
+import { connect } from "node:net";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
@@ -285,6 +286,29 @@ async function spoofAttempt(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function tooMany(t: Teardown): Promise<Line[]> {
+  const redis = await startRedis(t);
+  const gateway = await startGateway(t, {
+    store: redis.url,
+    limits: { connections: { perAddress: 2 }, requests: { perAddress: { rate: "1000/s" } } },
+  });
+  const has = (event: string) => gateway.logs.some((line) => line.event === event);
+  const sockets = [1, 2, 3].map(() => connect(gateway.port, "127.0.0.1").on("error", () => {}));
+  await eventually("a connection is refused", () => has("connections.refused"));
+  for (const socket of sockets) socket.destroy();
+  // A connection is one too many until the gateway has seen that those have ended.
+  const asked = (event: string) =>
+    eventually(event, async () => {
+      await ask(gateway.url).catch(() => {});
+      return has(event);
+    });
+  await redis.kill();
+  await asked("limits.fallback");
+  await redis.start();
+  await asked("limits.shared");
+  return gateway.logs;
+}
+
 t.test("every event that is written is listed with its fields, and every listed event is written", async (t) => {
   const lines = (
     await Promise.all([
@@ -298,6 +322,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       reloads(t),
       openWebSocket(t),
       troubledTargets(t),
+      tooMany(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));
@@ -365,6 +390,7 @@ t.test("the access line: every field is listed, those that are not optional are 
   await ask(gateway.url, { headers: { cookie, "x-user-id": "1" } });
   await ask(gateway.url, { headers: { cookie: `${cookie.slice(0, -4)}AAAA` } });
   await raw(gateway.port, "nonsense\r\n\r\n");
+  await raw(gateway.port, `GET / HTTP/1.1\r\nHost: a\r\n${"a: b\r\n".repeat(300)}\r\n`);
   const broken = await startGateway(t, { upstream: "http://127.0.0.1:9" });
   await ask(broken.url);
   const lines = [...accessLines(gateway), ...accessLines(broken)];

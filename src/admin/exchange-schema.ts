@@ -10,6 +10,7 @@ import {
   WRITE_BACK_COMMANDS,
   WRITE_BACK_RESULTS,
 } from "../core/exchange.ts";
+import { LIMIT_REASONS } from "../core/limits.ts";
 import { STORE_FAILURES } from "../core/store.ts";
 import { CHOICES, QUEUE_REFUSALS, RETRY_REASONS } from "../core/upstream.ts";
 import { STEPS } from "../observe/steps.ts";
@@ -136,6 +137,7 @@ const RECORD = z.strictObject({
     bytes: z.int(),
     clientGone: z.boolean(),
   }),
+  limited: z.enum(LIMIT_REASONS).optional().describe("Which limit it passed, if it was refused for that."),
   error: z.strictObject({ type: z.enum(ERROR_CODES), message: z.string().optional() }).optional(),
   timings: z.strictObject({
     resolveStarted: ms.optional(),

@@ -5,6 +5,7 @@ import type { Binding } from "../core/session.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import type { UpstreamSettings } from "../core/upstream.ts";
+import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
 import type { Settings } from "./schema.ts";
 
@@ -83,6 +84,7 @@ export interface Config {
     /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
     readonly dumps: { readonly folder: string | undefined };
   };
+  readonly limits: LimitsConfig;
   readonly errors: { readonly pages: string | undefined };
   /** Whether a change of the file is enough. */
   readonly reload: { readonly watch: boolean };
@@ -130,7 +132,7 @@ export function compile(
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
     identityHeaders: settings.identity.headers,
-    routes: settings.routes.map(compileRoute),
+    routes: settings.routes.map((route, index) => compileRoute(route, index, settings.limits)),
     upstreams: settings.routes.map(({ upstream }) => compileUpstream(upstream)),
     observe: {
       log: observe.log,
@@ -143,6 +145,7 @@ export function compile(
       recorder: observe.recorder,
       dumps: { folder: observe.dumps.folder },
     },
+    limits: compileLimits(settings.limits),
     errors: { pages: settings.errors.pages },
     reload: settings.reload,
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
@@ -207,10 +210,11 @@ function statusRange(text: string): [lowest: number, highest: number] {
   return [lowest, highest];
 }
 
-function compileRoute(route: Settings["routes"][number], index: number): Route {
+function compileRoute(route: Settings["routes"][number], index: number, limits: Settings["limits"]): Route {
   const prefix = route.match.path.replace(/\/$/, "");
+  const id = `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`;
   return {
-    id: `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`,
+    id,
     host: route.match.host,
     prefix,
     session: route.session,
@@ -221,6 +225,7 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
       route.websockets !== false
         ? { origins: new Set(route.websockets.origins), idleTimeoutMs: ms(route.websockets.idleTimeout) }
         : undefined,
+    limits: compileRouteLimits(limits, route.limits, id),
     index,
   };
 }

@@ -18,6 +18,7 @@ import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import { BALANCES } from "../core/upstream.ts";
 import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, quoted, secret, size, url, whole } from "./fields.ts";
+import { limits, routeLimits } from "./limits.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
@@ -600,8 +601,15 @@ const route = z
       )
       .prefault({})
       .describe("Who may open WebSockets; `false`: nobody. [docs/websockets.md](websockets.md)"),
+    limits: routeLimits,
   })
   .superRefine((value, context) => {
+    if (value.session === "none" && (value.limits?.requests?.perSession ?? "none") !== "none")
+      context.addIssue({
+        code: "custom",
+        path: ["limits", "requests", "perSession"],
+        message: 'needs session "optional" or "required": here nobody knows the session',
+      });
     if (value.session === "none" && value.write !== undefined)
       context.addIssue({
         code: "custom",
@@ -793,6 +801,7 @@ export const settingsSchema = z
     session,
     identity,
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),
+    limits,
     errors,
     observe,
     reload,

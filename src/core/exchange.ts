@@ -1,6 +1,7 @@
 import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
 import type { MethodLabel } from "./labels.ts";
+import type { LimitReason } from "./limits.ts";
 import { ownCopy, pieceOf } from "./own-copy.ts";
 import type { Encryption } from "./peer.ts";
 import type { Route } from "./routes.ts";
@@ -196,6 +197,8 @@ export class Exchange {
   error: ErrorCode | undefined = undefined;
   /** For operators; from `ProxyError.message`. */
   errorMessage: string | undefined = undefined;
+  /** Which limit it passed, if it was refused for that. */
+  limited: LimitReason | undefined = undefined;
   /** The client went away before the response was complete: 499 in the records, no error. */
   clientGone = false;
 
@@ -364,6 +367,7 @@ export class Exchange {
     this.source = other.source;
     this.error = other.error;
     this.errorMessage = other.errorMessage;
+    this.limited = other.limited;
     this.clientGone = other.clientGone;
     this.watched = other.watched;
     this.#resolveStartedMs = other.#resolveStartedMs;
@@ -411,7 +415,9 @@ export class Exchange {
     }
   }
 
-  fail(code: ErrorCode, message: string): void {
+  /** @param limit which limit was passed, if it is that. */
+  fail(code: ErrorCode, message: string, limit?: LimitReason): void {
+    if (this.error === undefined) this.limited = limit;
     this.error ??= code;
     this.errorMessage ??= message;
   }

@@ -29,9 +29,6 @@ type PeekedName = (typeof PEEKED)[number];
 /** What happens to a header, decided by its name alone. */
 type Verdict = "keep" | "hop-by-hop" | StripClass | ReadName | PeekedName;
 
-/** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
-const MAX_FIELDS = 200;
-
 /** Names longer than this are judged afresh each time; of the others this many are remembered. */
 const REMEMBERED_NAME_LENGTH = 64;
 const REMEMBERED_NAMES = 1024;
@@ -41,13 +38,16 @@ const REMEMBERED_NAMES = 1024;
  * The verdict on a name is remembered, so that a request costs one map look-up a header.
  */
 export class HeaderRules {
+  /** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
+  readonly maxFields: number;
   readonly #managed: ReadonlySet<string>;
   /** Folded names that only the gateway may set or that decide how a message is read. */
   readonly #guarded: ReadonlySet<string>;
   readonly #verdicts = new Map<string, Verdict>();
 
   /** @param managed the identity header names, in any case. */
-  constructor(managed: readonly string[]) {
+  constructor(managed: readonly string[], maxFields = 200) {
+    this.maxFields = maxFields;
     this.#managed = new Set(managed.map((name) => name.toLowerCase()));
     this.#guarded = new Set(
       [...this.#managed, ...Object.values(WRITE_BACK_HEADERS), ...READ, ...HOP_BY_HOP].map(foldName),
@@ -126,7 +126,7 @@ export function readRequestHead(
   trustedPeer: boolean,
   exchange: Exchange,
 ): RequestHead {
-  if (raw.length > 2 * MAX_FIELDS) throw badRequest("too many header fields", 431);
+  if (raw.length > 2 * rules.maxFields) throw badRequest("too many header fields", 431, "head-fields");
   const head = new RequestHead();
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i] as string;

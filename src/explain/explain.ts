@@ -10,6 +10,7 @@ import type {
 } from "../core/explanation.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import type { RouteLimits } from "../core/limits.ts";
 import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
@@ -21,6 +22,7 @@ import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.t
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
 import {
+  checkContentLength,
   checkUpgrade,
   clientOf,
   fieldsFor,
@@ -104,10 +106,16 @@ function recordsOf({ recorder, watches }: Observer, traceId: string): readonly E
 async function explainAsked(options: ExplainerOptions, asked: AskedRequest): Promise<Explanation | Unexplained> {
   const octets = composeHead(asked);
   if ("problem" in octets) return octets;
-  const parsed = await parseHead(octets);
+  const parsed = await parseHead(octets, options.gate.limits);
   if ("rawHeaders" in parsed) return new Replay(options, parsed, asked.client).run();
   const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
   return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");
+}
+
+/** @param perSecond requests. */
+function formatRate(perSecond: number): string {
+  if (perSecond >= 1) return `${perSecond}/s`;
+  return perSecond * 60 >= 1 ? `${Math.round(perSecond * 6000) / 100}/m` : `${Math.round(perSecond * 360_000) / 100}/h`;
 }
 
 /** An exchange that keeps the name of every header that was taken out, and is never shown to the observer. */
@@ -184,6 +192,10 @@ class Replay {
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     this.#tellRoute(route, target);
+    this.#at = "limits";
+    checkContentLength(route.limits, head);
+    this.#tellLimits(route.limits);
+    this.#at = "route";
     if (this.#parsed.asksForWebSocket) {
       checkUpgrade(route, head, target, exchange);
       this.#tell("route", "a WebSocket, which the route takes from pages of this origin", true);
@@ -238,6 +250,20 @@ class Replay {
       ...readings.map((reading) => `read as loosely as a server may, ${shown(reading.path)}: the same route`),
       ...othersConsidered(considered),
     ]);
+  }
+
+  /** No token is taken, and nobody is asked how many are left: whoever explains must not change what happens. */
+  #tellLimits({ perAddress, perSession }: RouteLimits): void {
+    const rules = [perAddress, perSession].filter((rule) => rule !== undefined);
+    if (rules.length === 0) return;
+    const subject = { "address-rate": "each address", "session-rate": "each session" };
+    this.#tell(
+      "limits",
+      rules
+        .map(({ reason, rate, burst }) => `${subject[reason]} may send ${formatRate(rate)}, ${burst} at once`)
+        .join("; "),
+      true,
+    );
   }
 
   #tellCookie(route: Route, head: RequestHead, cookie: PresentedCookie, notes: readonly CookieNote[]): void {

@@ -25,6 +25,7 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
   if (exchange.logout !== undefined) line += `,"logout":"${exchange.logout}"`;
   if (upstream !== undefined) line += `,"upstream":"${upstream}"`;
   if (error !== undefined) line += `,"${A.errorType}":"${error}","error_message":${JSON.stringify(errorMessage ?? "")}`;
+  if (exchange.limited !== undefined) line += `,"limited":"${exchange.limited}"`;
   if (share < 1) line += `,"sample":${share}`;
   if (stripped !== undefined) line += `,"stripped":${JSON.stringify(stripped)}`;
   return `${line},"msg":"request"}\n`;

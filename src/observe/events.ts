@@ -48,6 +48,7 @@ export const ACCESS_FIELDS = {
   "upstream?": "`host:port` of the application that was asked.",
   [`${A.errorType}?`]: "Why it failed: a word of RFC 9209, as in `Proxy-Status`.",
   "error_message?": "The same in a sentence, for operators.",
+  "limited?": "The limit that it was refused for, as in `coatcheck_requests_limited_total`.",
   "stripped?": "How many headers were removed that a client may not send, by class.",
   "sample?":
     "The share of such lines that is written, when that is less than 1: count it as `1/sample` requests. Absent in lines that are always written: failed, slow and watched requests.",
@@ -153,6 +154,30 @@ export const EVENTS = {
       "client.address?": "Of the operator, as the admin listener saw it.",
     },
     advice: "Nothing, if you know who did it.",
+  },
+  "connections.refused": {
+    levels: ["warn"],
+    about:
+      "A connection was closed at once, because there were as many as there may be. At most one line a minute for each address (IPv6: /64) and reason; when more than 256 try at once, the others share one.",
+    fields: {
+      reason: "`total` (`limits.connections.total`) or `address` (`limits.connections.perAddress`).",
+      [A.client]: "Of the connection: where a proxy is in front, the proxy's.",
+      suppressed: SUPPRESSED,
+    },
+    advice:
+      "`address`: one client with too many connections, or many behind one address: raise `perAddress`, or put the proxy into `listen.trustedProxies`. `total`: see `coatcheck_connections_open`.",
+  },
+  "limits.fallback": {
+    levels: ["warn"],
+    about: "Redis gave no answer to a rate limit within 50 ms: each gateway counts requests for itself.",
+    fields: { failure: "What went wrong, in words." },
+    advice: "As for `store.down`. Requests are not held up; a client may send its share to each gateway.",
+  },
+  "limits.shared": {
+    levels: ["info"],
+    about: "Redis answers again: gateways count requests together.",
+    fields: {},
+    advice: "Nothing.",
   },
   "security.spoof-attempt": {
     levels: ["warn"],

@@ -276,6 +276,39 @@ export const METRICS = {
     labels: ["reason"],
     advice: "`full`: more than `queue.size`. `timeout`: longer than `queue.timeout`. The application does not keep up.",
   },
+  coatcheck_requests_limited_total: {
+    type: "counter",
+    help: "Requests that were refused because they passed a limit, by limit.",
+    labels: ["reason"],
+    advice:
+      "[limits.md](limits.md) has the limits. `address-rate`, `session-rate`: somebody asks too often, or the limit is too low; the recorder has who. `head-timeout`, `body-timeout`: clients that are slow, or pretend to be. `head-bytes`: mostly cookies that have piled up. `body-bytes`: an upload beyond `limits.body.maxBytes`. `http2-frames`, `pipelined`: attacks, or broken clients.",
+  },
+  coatcheck_request_limiter_answers_total: {
+    type: "counter",
+    help: "Checks of `limits.requests`, by who answered.",
+    labels: ["by"],
+    advice:
+      "`shared`: Redis, for all gateways. `memory`: the bucket was known to be empty still, and Redis was spared. `fallback`: Redis gave no answer within 50 ms, so this process counts for itself: each address may then send as much to each gateway. `local`: the store is not shared.",
+  },
+  coatcheck_request_limiter_fallback: {
+    type: "gauge",
+    help: "Whether this process counts requests for itself because Redis gives no answer (1) or not (0).",
+    labels: [],
+    advice: "1: as `coatcheck_session_store_up`; requests are not held up, and limits hold for each gateway by itself.",
+  },
+  coatcheck_connections_open: {
+    type: "gauge",
+    help: "Connections of clients, whatever they speak.",
+    labels: [],
+    advice: "Near `limits.connections.total`: more gateways, a shorter `limits.idleTimeout`, or an attack.",
+  },
+  coatcheck_connections_refused_total: {
+    type: "counter",
+    help: "Connections of clients that were closed at once, by limit.",
+    labels: ["reason"],
+    advice:
+      "`total`: all of `limits.connections.total` are in use. `address`: one address has all that it may; the log line `connections.refused` names it.",
+  },
   coatcheck_headers_stripped_total: {
     type: "counter",
     help: "Request headers that a client may not send and that were removed.",
@@ -420,6 +453,7 @@ export const ATTRIBUTES = {
   tlsCipher: "tls.cipher",
   resendCount: "http.request.resend_count",
   errorType: "error.type",
+  limited: "coatcheck.limited",
   serverAddress: "server.address",
   serverPort: "server.port",
   peer: "network.peer.address",

@@ -62,6 +62,7 @@ export function renderRecord(exchange: Exchange) {
       bytes: exchange.responseBytes,
       clientGone: exchange.clientGone,
     },
+    limited: exchange.limited,
     error: exchange.error === undefined ? undefined : { type: exchange.error, message: exchange.errorMessage },
     /** Milliseconds after `time`. */
     timings: {

@@ -71,6 +71,7 @@ function serverSpan(exchange: Exchange, endMs: number): SpanInit {
       ...optional(A.route, route?.id),
       ...optional(A.errorType, error ?? (status >= 500 ? String(status) : undefined)),
       ...optional(A.handle, exchange.handle),
+      ...optional(A.limited, exchange.limited),
     },
   };
 }

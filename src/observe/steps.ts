@@ -1,3 +1,4 @@
+import type { LimitReason } from "../core/limits.ts";
 import type { ExchangeRecord } from "./record.ts";
 
 /** A record told as a story: what happened, in order, in words. It is made from the record alone, so it cannot differ. */
@@ -17,6 +18,7 @@ export const STEPS = [
   "upstream-head",
   "write-back",
   "upstream-end",
+  "limit",
   "ended",
 ] as const;
 
@@ -49,6 +51,7 @@ export function stepsOf(record: ExchangeRecord): Step[] {
     steps.push({ step: "route", detail: "none for this host and path" });
   }
   steps.push(...upstreamSteps(record));
+  if (record.limited !== undefined) steps.push({ step: "limit", detail: LIMIT_TEXTS[record.limited] });
   steps.push({ step: "ended", atMs: rounded(timings.ended), detail: endText(record) });
   return steps;
 }
@@ -166,6 +169,19 @@ const DECISION_TEXTS: Readonly<Record<ExchangeRecord["session"]["decision"], str
   "login-redirect": "sent to the login: the route needs a session",
   denied: "turned away: the route needs a session",
   outage: "turned away for now: the session store gives no answer, so nobody knows; the cookie is left alone",
+};
+
+export const LIMIT_TEXTS: Readonly<Record<LimitReason, string>> = {
+  "target-bytes": "the target is longer than limits.head.maxBytes",
+  "head-bytes": "the head is larger than limits.head.maxBytes",
+  "head-fields": "more fields than limits.head.maxFields",
+  "head-timeout": "the head took longer than limits.head.timeout",
+  "body-bytes": "the content is larger than limits.body.maxBytes",
+  "body-timeout": "the content came slower than limits.body.minRate, or stopped for upstream.timeouts.idle",
+  pipelined: "more requests at once than limits.maxPipelined",
+  "http2-frames": "more HTTP/2 frames without a request than a client needs",
+  "address-rate": "its address has sent more than limits.requests.perAddress",
+  "session-rate": "its session has sent more than limits.requests.perSession",
 };
 
 const OUTCOME_TEXTS: Readonly<Record<ExchangeRecord["session"]["outcome"], string>> = {

@@ -1,6 +1,6 @@
-import { isIPv6 } from "node:net";
 import type { Exchange, StripClass, WriteBackCommand } from "../core/exchange.ts";
-import { hextets } from "../core/peer.ts";
+import type { ConnectionRefusal } from "../core/limits.ts";
+import { networkOf } from "../core/peer.ts";
 import type { Log } from "./logging.ts";
 import { Throttle } from "./throttle.ts";
 
@@ -37,11 +37,6 @@ export class SpoofAttempts {
 
 function spoofClasses({ managed, alias, connection, internal }: Partial<Record<StripClass, number>>) {
   return { managed, alias, connection, internal };
-}
-
-/** Whoever has an IPv6 address has all of its /64. */
-function networkOf(address: string): string {
-  return isIPv6(address) ? hextets(address).slice(0, 4).join(":") : address;
 }
 
 interface Refusal {
@@ -81,5 +76,28 @@ export class RefusedWriteBacks {
 
   #note(refusal: Refusal): void {
     this.#throttle.note(`${refusal.exchange.route?.id} ${refusal.command} ${refusal.reason}`, refusal);
+  }
+}
+
+/** Connections that were closed because there were too many. */
+export class RefusedConnections {
+  readonly #throttle: Throttle<{ readonly reason: ConnectionRefusal; readonly address: string }>;
+
+  constructor(log: Log) {
+    this.#throttle = new Throttle(({ reason, address }, suppressed) =>
+      log.event("warn", "connections.refused", "a connection was refused: there are too many", {
+        reason,
+        "client.address": address,
+        suppressed,
+      }),
+    );
+  }
+
+  note(reason: ConnectionRefusal, address: string): void {
+    this.#throttle.note(`${reason} ${networkOf(address)}`, { reason, address });
+  }
+
+  close(): void {
+    this.#throttle.close();
   }
 }

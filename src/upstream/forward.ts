@@ -3,6 +3,7 @@ import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, type ErrorCode, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { RouteLimits } from "../core/limits.ts";
 import { lingerAtEnd } from "../core/linger.ts";
 import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
@@ -44,6 +45,8 @@ export interface ForwardRequest {
   readonly headers: string[];
   readonly hasContent: boolean;
   readonly chunked: boolean;
+  /** Of the content. */
+  readonly limits: RouteLimits;
   readonly responseRules: ResponseHeaderRules;
   /**
    * Called when the response commands the session, or always if `holdsHead`. The head is held back until the promise is
@@ -111,21 +114,29 @@ class RequestContent extends PassThrough {
    * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
    *   the connection for ever.
    */
-  begin(idleTimeoutMs: number): void {
+  begin(idleTimeoutMs: number, limits: RouteLimits): void {
     const req = this.#req;
+    const exchange = this.#exchange;
+    const { maxBodyBytes } = limits;
     this.#hasBegun = true;
     const idle = setTimeout(() => this.destroy(stalled(this.writableNeedDrain)), idleTimeoutMs);
+    const slow = limits.minBodyRate > 0 ? watchProgress(this, exchange, limits) : undefined;
     const count = (chunk: Buffer): void => {
-      this.#exchange.requestBytes += chunk.length;
+      exchange.requestBytes += chunk.length;
+      if (exchange.requestBytes > maxBodyBytes) this.destroy(tooLarge(maxBodyBytes));
       idle.refresh();
     };
+    const stop = (): void => {
+      clearTimeout(idle);
+      clearInterval(slow);
+    };
     req.on("data", count);
-    req.on("end", () => clearTimeout(idle));
+    req.on("end", stop);
     req.on("error", (error) => this.destroy(error));
     // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
     // everything before they read anything.
     this.on("close", () => {
-      clearTimeout(idle);
+      stop();
       req.off("data", count);
       req.unpipe(this);
       req.resume();
@@ -140,10 +151,33 @@ class RequestContent extends PassThrough {
   }
 }
 
+/** Whoever keeps a request going with an octet now and then holds a connection on either side for nothing (slow POST). */
+function watchProgress(
+  content: PassThrough,
+  exchange: Exchange,
+  { minBodyRate, bodyWindowMs }: RouteLimits,
+): NodeJS.Timeout {
+  const minBytes = (minBodyRate * bodyWindowMs) / 1000;
+  let before = 0;
+  return setInterval(() => {
+    const bytes = exchange.requestBytes - before;
+    before = exchange.requestBytes;
+    // An application that reads slowly slows its client down.
+    if (bytes >= minBytes || content.writableNeedDrain) return;
+    content.destroy(
+      badRequest(`the content arrives with less than ${minBodyRate} octets a second`, 408, "body-timeout"),
+    );
+  }, bodyWindowMs);
+}
+
+function tooLarge(maxBodyBytes: number): ProxyError {
+  return badRequest(`content beyond ${maxBodyBytes} octets`, 413, "body-bytes");
+}
+
 function stalled(byUpstream: boolean): ProxyError {
   return byUpstream
     ? new ProxyError("connection_write_timeout", "the upstream stopped reading the request")
-    : badRequest("the client stopped sending the request", 408);
+    : badRequest("the client stopped sending the request", 408, "body-timeout");
 }
 
 class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
@@ -246,7 +280,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
       return;
     }
     this.#isSent = true;
-    this.#content?.begin(this.#request.upstream.idleTimeoutMs);
+    this.#content?.begin(this.#request.upstream.idleTimeoutMs, this.#request.limits);
     this.#request.onConnected?.();
   }
 

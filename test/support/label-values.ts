@@ -10,6 +10,7 @@ import {
 } from "../../src/core/exchange.ts";
 import { HANDSHAKE_FAILURES } from "../../src/core/handshake-failure.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
+import { CONNECTION_REFUSALS, LIMIT_REASONS, LIMITER_ANSWERS } from "../../src/core/limits.ts";
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
 import { EJECTION_REASONS, QUEUE_REFUSALS, RETRY_REASONS, RETURN_REASONS } from "../../src/core/upstream.ts";
 import { WEBSOCKET_CLOSE_REASONS } from "../../src/core/websocket.ts";
@@ -32,7 +33,9 @@ const OUTCOMES = words<Exclude<SessionOutcome, "not-asked">>({
 });
 
 /** What the instrumented store counts: everything that can be asked. */
-const OPERATIONS = words<Exclude<keyof SessionStore, "kind" | "watch" | "peek" | "sweep" | "close" | "count">>({
+const OPERATIONS = words<
+  Exclude<keyof SessionStore, "kind" | "watch" | "peek" | "sweep" | "close" | "count" | "openBuckets">
+>({
   find: true,
   create: true,
   commit: true,
@@ -54,6 +57,9 @@ const OPERATIONS = words<Exclude<keyof SessionStore, "kind" | "watch" | "peek" |
 const STATUSES = Array.from({ length: 500 }, (_, i) => String(100 + i));
 
 const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
+  coatcheck_requests_limited_total: { reason: LIMIT_REASONS },
+  coatcheck_request_limiter_answers_total: { by: LIMITER_ANSWERS },
+  coatcheck_connections_refused_total: { reason: CONNECTION_REFUSALS },
   coatcheck_session_logouts_total: { reason: LOGOUT_REASONS },
   coatcheck_session_store_failures_total: { reason: STORE_FAILURES },
   coatcheck_session_events_total: {
