@@ -1,6 +1,6 @@
 /** Several targets: who gets a request, what happens when one fails, and what must never be sent twice. */
 import t from "tap";
-import { byHash, byTurns, hash32 } from "../src/upstream/balance.ts";
+import { byHash, byLoad, byTurns, hash32 } from "../src/upstream/balance.ts";
 import { RetryBudget } from "../src/upstream/retry-budget.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
 import { freePort, type RunningGateway, startGateway, startUpstream } from "./support/servers.ts";
@@ -145,6 +145,24 @@ t.test("the order of turns is smooth when one may not be chosen", async (t) => {
     );
   const next = Array.from({ length: 6 }, () => (byTurns([a, b], () => true) === a ? "a" : "b"));
   t.match(next.join(""), /^(ab|ba){3}$/, "nobody has saved up turns");
+});
+
+t.test("one that returns slowly gains weight while it is looked at, and is chosen all the same", async (t) => {
+  let weight = 0.1;
+  const returning = {
+    get weight() {
+      weight += 0.01;
+      return weight;
+    },
+    fullWeight: 1,
+    active: 0,
+    seed: 0,
+    credit: 0,
+  };
+  t.equal(
+    byLoad([returning], () => true),
+    returning,
+  );
 });
 
 t.test("a target that is killed costs nobody an answer, is ejected, and comes back", async (t) => {

@@ -36,7 +36,8 @@ export function byLoad<C extends Candidate>(candidates: readonly C[], may: (cand
   for (const candidate of candidates) {
     if (may(candidate)) least = Math.min(least, loadOf(candidate));
   }
-  return byTurns(candidates, (candidate) => loadOf(candidate) === least && may(candidate));
+  // Less by now, where one that returns slowly has got more weight since.
+  return byTurns(candidates, (candidate) => loadOf(candidate) <= least && may(candidate));
 }
 
 function loadOf({ active, weight }: Candidate): number {
