@@ -76,6 +76,7 @@ interface GatewayParts {
 }
 
 const STANDARD_OUTPUT = 1;
+const LAST_RECORDS_MS = 1_000;
 const SOURCE_POLL_MS = 1_000;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
@@ -348,9 +349,10 @@ export class Gateway {
     if (limitsRequests(config)) await this.#limiter.open();
     const kept = this.#generations.upstreams;
     const gate = buildGate(config, files, this.#shared, kept);
-    await Promise.all(gate.upstreams.map((upstream) => upstream.begin()));
+    const opened = gate.upstreams.filter((upstream) => upstream !== undefined && !kept.includes(upstream));
+    await Promise.all(opened.map((upstream) => upstream?.begin()));
     if (this.#draining) {
-      await Promise.all(gate.upstreams.filter((upstream) => !kept.includes(upstream)).map((each) => each.close()));
+      await Promise.all(opened.map((upstream) => upstream?.close()));
       throw new Error("the gateway is about to end");
     }
     this.#config = config;
@@ -425,9 +427,10 @@ export class Gateway {
       requests: this.#generations.requests,
       websockets: this.#webSockets.open,
     });
-    for (const each of connections) each.leave();
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
     const cut = await Promise.all(connections.map((each) => each.drain(timeoutMs)));
+    // A server is closed a moment before its sockets say so, and so the last records.
+    await this.#generations.idle(LAST_RECORDS_MS);
     const requestsCut = cut.reduce((sum, requests) => sum + requests, 0);
     const [level, text] =
       requestsCut === 0
@@ -554,7 +557,7 @@ function limitsRequests({ limits, routes }: Config): boolean {
 function connectionLimits({ limits, listen, upstreams }: Config): ConnectionLimits {
   const { total, perAddress } = limits.connections;
   const byTarget = new Map<string, number>();
-  for (const { targets, maxConnections } of upstreams)
+  for (const { targets, maxConnections } of upstreams.filter((upstream) => upstream !== undefined))
     for (const { url } of targets) byTarget.set(url, Math.max(maxConnections, byTarget.get(url) ?? 0));
   const upstreamConnections = [...byTarget.values()].reduce((sum, connections) => sum + connections, 0);
   return {

@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises";
 import type { TlsMaterial } from "./certificate.ts";
 import type { Config } from "./config/compile.ts";
 import type { Exchange } from "./core/exchange.ts";
@@ -12,6 +13,8 @@ import type { Gate } from "./pipeline.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import type { Upstream } from "./upstream/upstream.ts";
 import { openUpstreams } from "./upstream/upstreams.ts";
+
+const LOOK_MS = 5;
 
 /** What every configuration of a gateway shares: sessions, and the eyes on everything. */
 export interface Shared
@@ -94,9 +97,16 @@ export class Generations {
     return count;
   }
 
+  /** Waits until no request is in flight any more. @returns whether that was within the time. */
+  async idle(timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs;
+    while (this.requests > 0 && performance.now() < deadline) await setTimeout(LOOK_MS);
+    return this.requests === 0;
+  }
+
   /** All that may have requests. */
   get upstreams(): readonly Upstream[] {
-    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams))];
+    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams.filter(isUpstream)))];
   }
 
   /** From the next request on, it is this one; upstreams that only others had go when the requests of those have ended. */
@@ -110,7 +120,7 @@ export class Generations {
   #letGoOf(generation: Generation): void {
     this.#all.delete(generation);
     const used = this.upstreams;
-    for (const upstream of generation.gate.upstreams) {
+    for (const upstream of generation.gate.upstreams.filter(isUpstream)) {
       if (!used.includes(upstream)) upstream.close().catch(this.#onError);
     }
   }
@@ -136,11 +146,12 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
   return {
     ...rest,
     trusted: new TrustedProxies(listen.trustedProxies),
-    requestRules: new HeaderRules(identity.names, config.limits.head.maxFields),
+    requestRules: new HeaderRules(identity.names, config.limits.head.maxFields, config.forwardAuth !== undefined),
     responseRules: new ResponseHeaderRules(session.cookie.name, strictTransport),
     strictTransport,
     routes: new RouteTable(config.routes),
     upstreams: upstreamsOf(config, files.tls, kept, observer),
+    forwardAuth: config.forwardAuth,
     cookie,
     binding: { to: session.bind, onMismatch: session.onMismatch },
     lifecycle: {
@@ -173,16 +184,20 @@ function routeOf(routes: RouteTable, { host, path }: Exchange): Route | undefine
   }
 }
 
+function isUpstream(upstream: Upstream | undefined): upstream is Upstream {
+  return upstream !== undefined;
+}
+
 function upstreamsOf(
   { routes, upstreams }: Config,
   tls: TlsMaterial,
   kept: readonly Upstream[],
   observer: Gate["observer"],
-): Upstream[] {
-  const wanted = upstreams.map(({ tls: _files, ...settings }, index) => ({
-    id: routes[index]?.id ?? "",
-    settings,
-    tls: tls.upstreams[index],
-  }));
+): (Upstream | undefined)[] {
+  const wanted = upstreams.map((upstream, index) => {
+    if (upstream === undefined) return undefined;
+    const { tls: _files, ...settings } = upstream;
+    return { id: routes[index]?.id ?? "", settings, tls: tls.upstreams[index] };
+  });
   return openUpstreams(wanted, kept, (route) => observer.upstreamObserver(route));
 }

@@ -91,6 +91,7 @@ export function createListener(generations: Generations, options: ListenerOption
   const { observer, isDraining, limits, connections: allConnections } = currentGate();
   const strictTransportOf = (gate: Gate) => (tls === undefined ? undefined : gate.strictTransport);
   const connections = new WeakMap<Socket, Connection>();
+  const open = new Set<Connection>();
   /** What node does not read on from behind, whether or not it is granted. */
   const upgrades = new WeakSet<IncomingMessage>();
   const serverOptions: ServerOptions = {
@@ -122,6 +123,9 @@ export function createListener(generations: Generations, options: ListenerOption
       const peer = describePeer(socket.remoteAddress, encryptionOf(socket), trusted);
       connection = { peer, trusted, running: new Set(), waiting: 0, refusal: undefined };
       connections.set(socket, connection);
+      const opened = connection;
+      open.add(opened);
+      socket.once("close", () => open.delete(opened));
     } else if (connection.trusted !== trusted) {
       connection.trusted = trusted;
       connection.peer = describePeer(socket.remoteAddress, encryptionOf(socket), trusted);
@@ -254,17 +258,21 @@ export function createListener(generations: Generations, options: ListenerOption
     server.on("tlsClientError", (error: ClientError) => observer.metrics.handshakeFailed(handshakeFailure(error.code)));
   }
 
-  /** The gateway ends, and what runs on a connection has not: it is told so where it can be, and recorded as such. */
-  const cut = (socket: Socket): number => {
-    const running = [...(connections.get(socket)?.running ?? [])].filter(
-      ({ exchange }) => exchange.endedMs === undefined,
-    );
-    for (const conversation of running) {
-      conversation.onClose?.();
-      if (conversation.res instanceof ServerResponse) conversation.res.shouldKeepAlive = false;
-      fail(conversation, new ProxyError("proxy_shutdown", "it had not ended within shutdown.timeout"), observer);
+  /** The gateway ends, and these requests have not: who waits is told where that is possible, and the record says so. */
+  const cut = (): number => {
+    let requests = 0;
+    for (const { running } of open) {
+      for (const conversation of running) {
+        const { res, exchange, onClose } = conversation;
+        // Answered, and read on from for a moment.
+        if (exchange.endedMs !== undefined) continue;
+        requests++;
+        onClose?.();
+        if (res instanceof ServerResponse) res.shouldKeepAlive = false;
+        fail(conversation, new ProxyError("proxy_shutdown", "it had not ended within shutdown.timeout"), observer);
+      }
     }
-    return running.length;
+    return requests;
   };
 
   server.timeout = limits.sendTimeoutMs;
@@ -311,7 +319,7 @@ export function createListener(generations: Generations, options: ListenerOption
       writeRefusal(current, socket, { ...refusal, forPerson }, current.exchange);
     }
   });
-  return { server, care: { leave: () => http2.leave(), cut } };
+  return { server, care: { leave: () => http2.close(), cut } };
 }
 
 /** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */

@@ -4,6 +4,7 @@ import type { ConnectionLimiter } from "./connection-limiter.ts";
 import { maskFields } from "./core/capture.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
+import { type AskedAbout, absoluteLocation, isVerification, readVerification } from "./core/forward-auth.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
 import type { RouteLimits } from "./core/limits.ts";
 import { onBehalfOf } from "./core/on-behalf.ts";
@@ -40,8 +41,10 @@ export interface Gate {
   /** Value of `Strict-Transport-Security`, for what goes out over TLS. */
   readonly strictTransport: string | undefined;
   readonly routes: RouteTable;
-  /** By `Route.index`. */
-  readonly upstreams: readonly Upstream[];
+  /** By `Route.index`; absent where a route is there for verifications only. */
+  readonly upstreams: readonly (Upstream | undefined)[];
+  /** Where other proxies ask; absent: nobody may. */
+  readonly forwardAuth: { readonly path: string } | undefined;
   readonly cookie: SessionCookie;
   readonly lookup: SessionLookup;
   readonly binding: { readonly to: Binding; readonly onMismatch: "log" | "deny" };
@@ -78,12 +81,14 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     }
     joinTrace(gate, exchange, head);
     if (head.via !== undefined) refuseLoop(head.via);
-    const target = readTarget(req.url ?? "", exchange, head);
-    if (isForGateway(exchange, target, head)) {
+    const wire = readTarget(req.url ?? "", exchange, head);
+    const asked = gate.forwardAuth && verificationIn(gate.forwardAuth.path, wire, req.rawHeaders, peer, exchange);
+    if (asked === undefined && isForGateway(exchange, wire, head)) {
       answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
       return;
     }
 
+    const target = asked?.target ?? wire;
     const route = gate.routes.match(target.hostname, target.path);
     exchange.route = route;
     const limits = route === undefined ? gate.limits.routeless : route.limits;
@@ -93,8 +98,10 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       if (checking !== undefined && !(await goesOn(exchange, checking))) return;
     }
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
-    checkContentLength(limits, head);
-    const accept = conversation.upgrade && checkUpgrade(route, head, target, exchange);
+    if (asked === undefined) checkContentLength(limits, head);
+    if (asked === undefined) upstreamOf(gate, route);
+    const accept =
+      asked === undefined && conversation.upgrade ? checkUpgrade(route, head, target, exchange) : undefined;
 
     const cookie = gate.cookie.read(head.cookie);
     const resolving = resolve(gate, route, cookie, exchange);
@@ -110,9 +117,9 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       const checking = gate.limiter.check(limits.perSession, resolution.key, exchange);
       if (checking !== undefined && !(await goesOn(exchange, checking))) return;
     }
-    exchange.decision = decide(route, resolution, exchange.method, head);
+    exchange.decision = decide(route, resolution, asked?.method ?? exchange.method, head);
     if (exchange.decision !== "identified" && exchange.decision !== "anonymous") {
-      turnAway(conversation, route, resolution);
+      turnAway(conversation, route, resolution, asked);
       return;
     }
     const slides =
@@ -120,6 +127,10 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       resolution.key !== undefined &&
       gate.toucher.used(resolution.key, resolution.session, gate.lifecycle.expiry) !== undefined;
 
+    if (asked !== undefined) {
+      await allow(gate, conversation, head, resolution, slides);
+      return;
+    }
     const fields = fieldsFor(gate, head, target, cookie, resolution, peer, exchange);
     if (exchange.capture !== undefined) exchange.capture.forwarded = maskFields(fields);
     send(gate, conversation, route, head, target, fields, resolution, slides, accept);
@@ -179,6 +190,42 @@ export function isForGateway(exchange: Exchange, target: RequestTarget, head: Re
   if (head.maxForwards !== undefined && !/^\d{1,9}$/.test(head.maxForwards))
     throw badRequest("an invalid Max-Forwards");
   return target.pathAndQuery === "*" || head.maxForwards === "0";
+}
+
+/**
+ * What another proxy asks about, when that is what the request is. The record is about that from here on, and marked.
+ * @throws ProxyError `http_request_denied` (403) for whoever is not trusted, and as `readVerification`.
+ */
+export function verificationIn(
+  path: string,
+  wire: RequestTarget,
+  raw: readonly string[],
+  peer: Pick<Peer, "address" | "trusted">,
+  exchange: Exchange,
+): AskedAbout | undefined {
+  if (!isVerification(path, wire.path)) return undefined;
+  exchange.verification = UNKNOWN;
+  if (!peer.trusted)
+    throw new ProxyError(
+      "http_request_denied",
+      `${peer.address} asks for a verification, and is not in listen.trustedProxies`,
+    );
+  const asked = readVerification(path, wire, raw, exchange);
+  exchange.verification = { protocol: asked.protocol, method: asked.method };
+  exchange.scheme = asked.scheme;
+  exchange.setPath(asked.target.path, asked.target.pathAndQuery);
+  exchange.setHost(asked.target.hostname);
+  return asked;
+}
+
+const UNKNOWN = { protocol: "unknown", method: "" } as const;
+
+/** @throws ProxyError `destination_not_found` (404) for a route that is there for other proxies to ask about. */
+export function upstreamOf(gate: Pick<Gate, "upstreams">, route: Route): Upstream {
+  const upstream = gate.upstreams[route.index];
+  if (upstream === undefined)
+    throw new ProxyError("destination_not_found", "the route has no upstream: it is there for verifications");
+  return upstream;
 }
 
 /** @returns the `Sec-WebSocket-Accept` of the answer. @throws ProxyError: see `checkHandshake`. */
@@ -271,25 +318,69 @@ export function fieldsFor(
   exchange: Exchange,
 ): string[] {
   const fields = upstreamFields(head, target, cookie.others, peer, exchange);
+  pushIdentity(gate, fields, resolution, exchange);
+  return fields;
+}
+
+/** Who is asking, and how old the session is that says so, if it is. */
+export function pushIdentity(
+  gate: Pick<Gate, "identity">,
+  fields: string[],
+  resolution: Resolution,
+  exchange: Exchange,
+): void {
   exchange.identified = gate.identity.inject(fields, resolution, exchange.handle);
   if (resolution.staleMs !== undefined) {
     fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
   }
-  return fields;
 }
 
+/** The answer to a proxy that may let the request go on: identity as for upstream, and the renewed cookie if there is one. */
+async function allow(
+  gate: Gate,
+  conversation: Conversation,
+  head: RequestHead,
+  resolution: Resolution,
+  slides: boolean,
+): Promise<void> {
+  const { exchange } = conversation;
+  const fields: string[] = [];
+  pushIdentity(gate, fields, resolution, exchange);
+  const setCookie = slides ? await renewedCookie(gate, exchange, head, resolution) : undefined;
+  if (exchange.endedMs !== undefined) return;
+  if (setCookie !== undefined) fields.push("set-cookie", setCookie);
+  answer(conversation, { status: 200, fields });
+}
+
+/**
+ * Where a person is sent who has to sign in. nginx would take a 302 for a failure; its `error_page 401` can go where this
+ * says.
+ */
+export function loginLocation(loginRedirect: string, asked: AskedAbout | undefined) {
+  if (asked === undefined) return { status: 302, location: loginRedirect };
+  return { status: asked.protocol === "auth-request" ? 401 : 302, location: absoluteLocation(asked, loginRedirect) };
+}
+
+/** RFC 9110 §11.6.1 wants one with every 401. */
+const CHALLENGE = ["www-authenticate", 'Cookie realm="coatcheck"'];
+
 /** Nobody passes here without a session, or nobody can tell because the store is away. */
-function turnAway(conversation: Conversation, route: Route, resolution: Resolution): void {
+function turnAway(
+  conversation: Conversation,
+  route: Route,
+  resolution: Resolution,
+  asked: AskedAbout | undefined,
+): void {
   const { exchange } = conversation;
   if (exchange.decision === "outage")
     throw resolution.error ?? new ProxyError("session_store_unavailable", "no answer");
   if (exchange.decision === "login-redirect" && route.loginRedirect !== undefined) {
-    const fields = ["location", route.loginRedirect, "vary", "cookie, accept, sec-fetch-mode"];
-    answer(conversation, { status: 302, fields });
+    const { status, location } = loginLocation(route.loginRedirect, asked);
+    const fields = ["location", location, "vary", "cookie, accept, sec-fetch-mode"];
+    answer(conversation, { status, fields: status === 401 ? [...CHALLENGE, ...fields] : fields });
     return;
   }
-  // RFC 9110 §11.6.1 wants a challenge with every 401.
-  answer(conversation, { status: 401, fields: ["www-authenticate", 'Cookie realm="coatcheck"'] });
+  answer(conversation, { status: 401, fields: CHALLENGE });
 }
 
 function send(
@@ -304,8 +395,7 @@ function send(
   accept: string | undefined,
 ): void {
   const { req, res, exchange, expectsContinue } = conversation;
-  const upstream = gate.upstreams[route.index];
-  if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
+  const upstream = upstreamOf(gate, route);
   const { hasContent, chunked } = head;
   const upgrade = accept === undefined ? undefined : upgradeFor(gate, conversation, route, head, resolution, accept);
   const abandon = forward(

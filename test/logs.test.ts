@@ -27,7 +27,7 @@ import { Throttle } from "../src/observe/throttle.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { makeCertificate } from "./support/certificates.ts";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
-import { command } from "./support/command.ts";
+import { COMPILE_CACHE, command } from "./support/command.ts";
 import { startDns } from "./support/dns.ts";
 import { eventually } from "./support/resources.ts";
 import {
@@ -112,6 +112,14 @@ async function livesOfSessions(t: Teardown): Promise<Line[]> {
   await visit(absolute);
   await login(gateway, "", "2");
   await ask(`${gateway.adminUrl}/sessions?user=2`, { method: "DELETE" });
+  return gateway.logs;
+}
+
+async function refusedVerifications(t: Teardown): Promise<Line[]> {
+  const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+  const gateway = await startGateway(t, { listen, forwardAuth: {}, routes: [{}] });
+  for (const uri of ["/", "/../", "/%2e%2e"])
+    await ask(`${gateway.url}/verify`, { headers: { "x-forwarded-host": "a", "x-forwarded-uri": uri } });
   return gateway.logs;
 }
 
@@ -313,6 +321,7 @@ t.test("every event that is written is listed with its fields, and every listed 
   const lines = (
     await Promise.all([
       livesOfSessions(t),
+      refusedVerifications(t),
       refusedWriteBacks(t),
       storeWithTroubles(t),
       renewedCertificates(t),
@@ -393,7 +402,8 @@ t.test("the access line: every field is listed, those that are not optional are 
   await raw(gateway.port, `GET / HTTP/1.1\r\nHost: a\r\n${"a: b\r\n".repeat(300)}\r\n`);
   const broken = await startGateway(t, { upstream: "http://127.0.0.1:9" });
   await ask(broken.url);
-  const lines = [...accessLines(gateway), ...accessLines(broken)];
+  const verified = (await refusedVerifications(t)).filter(({ event }) => event === "http.access");
+  const lines = [...accessLines(gateway), ...accessLines(broken), ...verified];
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));
   const seen = new Set(lines.flatMap((line) => Object.keys(line)));
   for (const name of Object.keys(ACCESS_FIELDS)) t.ok(seen.has(name.replace("?", "")), `${name} has been seen`);
@@ -640,7 +650,7 @@ const SERVE = ["serve", "--upstream", "http://127.0.0.1:9", "--store", "memory:"
 /** What `serve` shows on a terminal of its own until it is ready. */
 async function onTerminal(t: Teardown, environment: Record<string, string>): Promise<string> {
   const serve = [process.execPath, MAIN, ...SERVE].map((word) => `'${word}'`).join(" ");
-  const env = { PATH: process.env.PATH, TERM: "xterm-256color", SHELL: "/bin/sh", ...environment };
+  const env = { PATH: process.env.PATH, ...COMPILE_CACHE, TERM: "xterm-256color", SHELL: "/bin/sh", ...environment };
   const child = spawn("script", ["-qefc", `exec ${serve}`, "/dev/null"], { env, stdio: ["ignore", "pipe", "ignore"] });
   const ended = once(child, "exit");
   t.teardown(() => child.kill("SIGKILL"));
@@ -656,10 +666,12 @@ async function onTerminal(t: Teardown, environment: Record<string, string>): Pro
 
 t.test("pretty in a terminal, in colours unless they are not wanted; JSON otherwise", async (t) => {
   const [info, name] = [`${ESCAPE}[32mINFO${ESCAPE}[0m`, `${ESCAPE}[1mgateway.started${ESCAPE}[0m`];
-  t.ok((await onTerminal(t, {})).includes(`${info} ${name}  ready`));
-  for (const environment of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
-    t.match(await onTerminal(t, environment), /\d INFO gateway\.started {2}ready/);
   const piped = command(t, SERVE, { FORCE_COLOR: "1" });
+  const [coloured, ...plain] = await Promise.all(
+    [{}, { NO_COLOR: "1" }, { TERM: "dumb" }].map((environment) => onTerminal(t, environment)),
+  );
+  t.ok(coloured?.includes(`${info} ${name}  ready`));
+  for (const text of plain) t.match(text, /\d INFO gateway\.started {2}ready/);
   const ready = await eventually(
     "ready",
     () =>

@@ -102,12 +102,14 @@ interface Context {
 async function respond(req: IncomingMessage, { endpoints, tokenHash, signal }: Context): Promise<Reply> {
   if (req.headers.host === undefined && req.httpVersion === "1.1")
     return json(400, { error: "a request without Host" }); // RFC 9112 §3.2
-  if (tokenHash === undefined && !isLoopbackHost(req.headers.host)) {
+  const [, path = "", query = ""] = /^([^?]*)\??(.*)$/s.exec(req.url ?? "") ?? [];
+  const [endpoint, name] = find(endpoints, path);
+  // What checks health over HTTP/1.0 names no Host, and browsers always do.
+  const isHealthCheck = endpoint?.open === true && req.headers.host === undefined;
+  if (tokenHash === undefined && !isHealthCheck && !isLoopbackHost(req.headers.host)) {
     // Without a token, a web page whose name was pointed at 127.0.0.1 must not read this (DNS rebinding).
     return json(403, { error: "without a token, this listener answers to localhost and loopback addresses only" });
   }
-  const [, path = "", query = ""] = /^([^?]*)\??(.*)$/s.exec(req.url ?? "") ?? [];
-  const [endpoint, name] = find(endpoints, path);
   if (tokenHash !== undefined && endpoint?.open !== true && !isAuthorized(req.headers.authorization, tokenHash)) {
     return json(401, { error: "send the admin token: Authorization: Bearer …" });
   }

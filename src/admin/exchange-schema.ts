@@ -10,6 +10,7 @@ import {
   WRITE_BACK_COMMANDS,
   WRITE_BACK_RESULTS,
 } from "../core/exchange.ts";
+import { VERIFICATION_PROTOCOLS } from "../core/forward-auth.ts";
 import { LIMIT_REASONS } from "../core/limits.ts";
 import { STORE_FAILURES } from "../core/store.ts";
 import { CHOICES, QUEUE_REFUSALS, RETRY_REASONS } from "../core/upstream.ts";
@@ -61,6 +62,13 @@ const RECORD = z.strictObject({
     client: z.string(),
     bytes: z.int(),
   }),
+  verification: z
+    .strictObject({
+      protocol: z.enum(VERIFICATION_PROTOCOLS).describe("How it asked; `unknown`: refused before that was known."),
+      method: z.string().describe("Of the request that was asked about; empty: not known."),
+    })
+    .optional()
+    .describe("Another proxy asked whether a request may go on: host, path and route are those of that request."),
   route: z.string().optional(),
   session: z.strictObject({
     cookie: z.enum(COOKIE_VERDICTS),

@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import type { IdentityHeader } from "../core/identity.ts";
 import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
@@ -7,6 +8,7 @@ import { parseDuration, parseSize } from "../core/units.ts";
 import type { UpstreamSettings } from "../core/upstream.ts";
 import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
+import { identityHeaders } from "./presets.ts";
 import type { Settings } from "./schema.ts";
 
 /** One upstream; `index` of its route finds it. */
@@ -73,9 +75,12 @@ export interface Config {
     readonly encryptionKeys: readonly string[];
   };
   readonly cache: { readonly maxBytes: number; readonly maxAgeMs: number; readonly staleOnOutageMs: number };
-  readonly identityHeaders: Readonly<Record<string, string>>;
+  readonly identityHeaders: readonly IdentityHeader[];
   readonly routes: readonly Route[];
-  readonly upstreams: readonly UpstreamConfig[];
+  /** By `Route.index`; absent where a route is there for verifications only. */
+  readonly upstreams: readonly (UpstreamConfig | undefined)[];
+  /** Where other proxies ask; absent: nobody may. */
+  readonly forwardAuth: { readonly path: string } | undefined;
   readonly observe: ObserveSettings & {
     readonly log: { readonly format: "auto" | "json" | "pretty" };
     /** From the environment; `undefined`: no spans are exported. */
@@ -131,9 +136,10 @@ export function compile(
       maxAgeMs: ms(settings.cache.maxAge),
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
-    identityHeaders: settings.identity.headers,
+    identityHeaders: identityHeaders(settings.identity.preset, settings.identity.headers),
     routes: settings.routes.map((route, index) => compileRoute(route, index, settings.limits)),
-    upstreams: settings.routes.map(({ upstream }) => compileUpstream(upstream)),
+    upstreams: settings.routes.map(({ upstream }) => upstream && compileUpstream(upstream)),
+    forwardAuth: settings.forwardAuth,
     observe: {
       log: observe.log,
       traces: {
@@ -166,7 +172,7 @@ function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["
   };
 }
 
-function compileUpstream(upstream: Settings["routes"][number]["upstream"]): UpstreamConfig {
+function compileUpstream(upstream: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
   const { targets, balance, timeouts, maxConnections, queue, health, ejection, retries, resolve, tls } = upstream;
   // One target that is not resolved: there is nothing to choose, to take out, or to try instead.
   const isOne = targets.length === 1 && resolve === undefined;
@@ -235,7 +241,7 @@ function ms(duration: string): number {
 }
 
 function deepFreeze<T>(value: T): T {
-  if (typeof value === "object" && value !== null && !(value instanceof Set)) {
+  if (typeof value === "object" && value !== null && !(value instanceof Set || value instanceof RegExp)) {
     for (const item of Object.values(value)) deepFreeze(item);
     Object.freeze(value);
   }

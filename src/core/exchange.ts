@@ -1,5 +1,6 @@
 import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
+import type { VerificationProtocol } from "./forward-auth.ts";
 import type { MethodLabel } from "./labels.ts";
 import type { LimitReason } from "./limits.ts";
 import { ownCopy, pieceOf } from "./own-copy.ts";
@@ -143,6 +144,8 @@ export class Exchange {
   /** The span of the upstream attempt; upstream sees it as its parent. */
   upstreamSpanId: string | undefined = undefined;
 
+  /** Another proxy asked whether a request may go on: path, host and route are of that, and so is `method` here. */
+  verification: { readonly protocol: VerificationProtocol; readonly method: string } | undefined = undefined;
   route: Route | undefined = undefined;
   cookie: CookieVerdict = "absent";
   /** Which of `session.cookie.secrets` verified the cookie; 0 is the one that signs. */
@@ -334,6 +337,7 @@ export class Exchange {
     own.spanId = other.spanId;
     this.parentSpanId = other.parentSpanId;
     this.sampled = other.sampled;
+    this.verification = other.verification;
     this.route = other.route;
     this.cookie = other.cookie;
     this.cookieSecret = other.cookieSecret;

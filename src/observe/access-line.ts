@@ -20,6 +20,7 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
     `,"${A.decision}":"${exchange.decision}","duration_s":${durationMs / 1000}` +
     `,"bytes_in":${exchange.requestBytes},"bytes_out":${exchange.responseBytes}`;
   if (route !== undefined) line += `,"${A.route}":${JSON.stringify(route.id)}`;
+  if (exchange.verification !== undefined) line += `,"${A.verification}":"${exchange.verification.protocol}"`;
   if (exchange.sessionSource !== undefined) line += `,"${A.sessionSource}":"${exchange.sessionSource}"`;
   if (handle !== undefined) line += `,"handle":"${handle}"`;
   if (exchange.logout !== undefined) line += `,"logout":"${exchange.logout}"`;

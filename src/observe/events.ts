@@ -41,6 +41,8 @@ export const ACCESS_FIELDS = {
   duration_s: "Seconds from the request head to the end of the response.",
   bytes_in: "Octets of the request content that went upstream.",
   bytes_out: "Octets of the response content that went to the client.",
+  [`${A.verification}?`]:
+    "Another proxy asked whether a request may go on; host, path and route are of that request. How it asked: `auth-request` (nginx), `forward-auth` (Traefik, Caddy), `ext-authz` (Envoy), or `unknown`. Absent for requests that came themselves.",
   [`${A.sessionSource}?`]: "Where the session came from: `cache`, `coalesced`, `store` or `stale`.",
   "handle?": "Names the session; it opens nothing.",
   "logout?":
@@ -182,7 +184,7 @@ export const EVENTS = {
   "security.spoof-attempt": {
     levels: ["warn"],
     about:
-      "A request tried to set or to remove what only the gateway may say. It was removed, and the request went on without it. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
+      "A request tried to set or to remove what only the gateway may say. It was removed, and the request went on without it; a request that another proxy asked about was refused. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
     request: "always",
     fields: {
       classes:
@@ -192,6 +194,19 @@ export const EVENTS = {
     },
     advice:
       "From inside: a service that sets identity headers of its own, which is a mistake to correct. From outside: somebody tries doors. Nothing reached the application; block the address if it goes on.",
+  },
+  "verification.refused": {
+    levels: ["warn"],
+    about:
+      "Another proxy asked about a request (`forwardAuth`), and the request was refused without a look at its session. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
+    request: "always",
+    fields: {
+      [A.verification]: "How it asked, or `unknown`.",
+      reason: "What was wrong, in a sentence.",
+      suppressed: SUPPRESSED,
+    },
+    advice:
+      "`is not in listen.trustedProxies`, with the address of the proxy: add it there. With the address of a visitor: somebody asks past the proxy, which must not pass on the path of `forwardAuth`. `names no path`, `names no host`: the proxy does not send what it has to; docs/forward-auth.md has what each needs. `two paths`, `two hosts`: the visitor has sent a header that the proxy passes on beside its own. `an identity header`: the visitor tries to be somebody else, or the proxy asks twice about one request. `no route`: add one.",
   },
   "write-back.refused": {
     levels: ["warn"],

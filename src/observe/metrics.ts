@@ -71,6 +71,7 @@ export class Metrics {
   readonly #feed = this.#gauge("coatcheck_session_feed");
   readonly #changeDelay = this.#histogram("coatcheck_session_change_delay_seconds");
   readonly #revocationDelay = this.#histogram("coatcheck_session_revocation_delay_seconds").add("", {});
+  readonly #asked = this.#counter("coatcheck_verifications_total");
   readonly #limited = this.#counter("coatcheck_requests_limited_total");
   readonly #limiterAnswers = this.#counter("coatcheck_request_limiter_answers_total");
   readonly #limiterFallback = this.#gauge("coatcheck_request_limiter_fallback");
@@ -184,6 +185,8 @@ export class Metrics {
     }
     if (exchange.cookie === "valid") this.#verifications.inc(exchange.cookieSecret === 0 ? FIRST : OLDER);
     else if (exchange.cookie === "bad-signature") this.#verifications.inc(NONE);
+    if (exchange.verification !== undefined)
+      this.#asked.inc({ protocol: exchange.verification.protocol, decision: exchange.decision });
     if (exchange.limited !== undefined) this.#limited.inc({ reason: exchange.limited });
     if (exchange.stripped !== undefined) {
       for (const [stripClass, count] of Object.entries(exchange.stripped))

@@ -316,6 +316,13 @@ export const METRICS = {
     advice:
       "`managed`, `alias` and `connection` are attempts to forge or remove an identity header; look for their source in the recorder. `forwarded` is normal behind a proxy that is not in `trustedProxies`.",
   },
+  coatcheck_verifications_total: {
+    type: "counter",
+    help: "Requests that another proxy asked about (`forwardAuth`), by how it asked and what was decided.",
+    labels: ["protocol", "decision"],
+    advice:
+      "`identified` and `anonymous` were allowed. `undecided` were refused: a proxy that is not in `listen.trustedProxies`, a request that can be read in two ways, or one that carries an identity header; the log line `verification.refused` says which. `outage`: the store does not answer, and the asking proxy was told 503. `protocol` is `auth-request` (nginx), `forward-auth` (Traefik, Caddy), `ext-authz` (Envoy), or `unknown` when it was refused before that was known.",
+  },
   coatcheck_write_back_total: {
     type: "counter",
     help: "Session commands in upstream responses by what became of them.",
@@ -468,4 +475,5 @@ export const ATTRIBUTES = {
   handle: "coatcheck.session.handle",
   decision: "coatcheck.policy.decision",
   source: "coatcheck.response.source",
+  verification: "coatcheck.verification.protocol",
 } as const;

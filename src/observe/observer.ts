@@ -15,7 +15,7 @@ import { Metrics } from "./metrics.ts";
 import { ATTRIBUTES as A } from "./names.ts";
 import { Recorder } from "./recorder.ts";
 import { RuntimeSettings, type SettingsChange } from "./settings.ts";
-import { RefusedConnections, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
+import { RefusedConnections, RefusedVerifications, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
 import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
@@ -52,6 +52,7 @@ export class Observer {
   readonly recorder: Recorder;
   readonly watches: Watches;
   readonly #spoofAttempts: SpoofAttempts;
+  readonly #refusedVerifications: RefusedVerifications;
   readonly #refusedWriteBacks: RefusedWriteBacks;
   readonly #refusedConnections: RefusedConnections;
   readonly settings: RuntimeSettings;
@@ -76,6 +77,7 @@ export class Observer {
       ...(logDestination && { destination: logDestination }),
     });
     this.#spoofAttempts = new SpoofAttempts(this.log);
+    this.#refusedVerifications = new RefusedVerifications(this.log);
     this.#refusedWriteBacks = new RefusedWriteBacks(this.log);
     this.#refusedConnections = new RefusedConnections(this.log);
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
@@ -167,6 +169,7 @@ export class Observer {
     this.metrics.requestEnded(exchange);
     this.log.exchange(exchange);
     if (exchange.spoofedNames !== undefined) this.#spoofAttempts.note(exchange);
+    if (exchange.verification !== undefined) this.#refusedVerifications.note(exchange);
     if (exchange.writeBack !== undefined) this.#refusedWriteBacks.note(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
@@ -338,6 +341,7 @@ export class Observer {
     this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     this.#spoofAttempts.close();
+    this.#refusedVerifications.close();
     this.#refusedWriteBacks.close();
     this.#refusedConnections.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);

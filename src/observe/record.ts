@@ -20,6 +20,7 @@ export function renderRecord(exchange: Exchange) {
       client: exchange.clientAddress,
       bytes: exchange.requestBytes,
     },
+    verification: exchange.verification && { ...exchange.verification },
     route: exchange.route?.id,
     session: {
       cookie: exchange.cookie,

@@ -5,6 +5,7 @@ import type { ExchangeRecord } from "./record.ts";
 
 export const STEPS = [
   "received",
+  "verification",
   "stripped",
   "route",
   "cookie",
@@ -35,6 +36,7 @@ export interface Step {
 export function stepsOf(record: ExchangeRecord): Step[] {
   const { headers, route, session, error, timings } = record;
   const steps: Step[] = [{ step: "received", atMs: 0, detail: receivedText(record) }];
+  if (record.verification !== undefined) steps.push({ step: "verification", detail: verificationText(record) });
   if (headers.strippedNames.length > 0) steps.push({ step: "stripped", detail: strippedText(headers) });
   if (route !== undefined) {
     steps.push({ step: "route", detail: route });
@@ -46,10 +48,12 @@ export function stepsOf(record: ExchangeRecord): Step[] {
       detail: sessionText(record),
     });
     steps.push(...commandSteps(record, (startedMs) => startedMs <= (timings.resolved ?? Infinity)));
-    if (session.decision !== "undecided") steps.push({ step: "policy", detail: DECISION_TEXTS[session.decision] });
+    if (session.decision !== "undecided") steps.push({ step: "policy", detail: decisionText(record) });
   } else if (error?.type === "destination_not_found") {
     steps.push({ step: "route", detail: "none for this host and path" });
   }
+  if (record.verification !== undefined && error === undefined && isAllowed(record))
+    steps.push({ step: "injected", detail: injectedText(headers) });
   steps.push(...upstreamSteps(record));
   if (record.limited !== undefined) steps.push({ step: "limit", detail: LIMIT_TEXTS[record.limited] });
   steps.push({ step: "ended", atMs: rounded(timings.ended), detail: endText(record) });
@@ -62,7 +66,7 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
   const { upstreamHead, saved, upstreamEnd } = timings;
   const forwarded = timings.attempt ?? timings.forwarded;
   const steps: Step[] = [
-    { step: "injected", detail: headers.identity.join(", ") || "identity headers, all of them empty" },
+    { step: "injected", detail: injectedText(headers) },
     ...attemptSteps(upstream),
     { step: "forwarded", atMs: rounded(forwarded), detail: `to ${targetText(upstream)}` },
   ];
@@ -124,6 +128,19 @@ function targetText({ address, peer, choice }: Pick<UpstreamRecord, "address" | 
   return choice === undefined || choice === "only" ? where : `${where}, chosen by ${choice}`;
 }
 
+function injectedText({ identity }: ExchangeRecord["headers"]): string {
+  return identity.join(", ") || "identity headers, all of them empty";
+}
+
+function isAllowed({ session: { decision } }: ExchangeRecord): boolean {
+  return decision === "identified" || decision === "anonymous";
+}
+
+function verificationText({ verification }: ExchangeRecord): string {
+  const { protocol = "unknown", method = "" } = verification ?? {};
+  return protocol === "unknown" ? "another proxy asks" : `another proxy asks about a ${method}, by ${protocol}`;
+}
+
 /** @param isMeant by when the command was sent: for the look-up, or after it. */
 function commandSteps({ storeCommands = [] }: ExchangeRecord, isMeant: (startedMs: number) => boolean): Step[] {
   return storeCommands
@@ -154,11 +171,10 @@ export function reasonOf(record: ExchangeRecord): string {
     const verb = session.decision === "denied" ? "turned away" : "sent to the login";
     return `${verb}: the route needs a session, and ${sessionReason(record)}`;
   }
-  if (upstream === undefined) return route === undefined ? "answered by Coatcheck" : DECISION_TEXTS[session.decision];
+  if (upstream === undefined && record.verification === undefined)
+    return route === undefined ? "answered by Coatcheck" : decisionText(record);
   const who =
-    session.decision === "identified"
-      ? DECISION_TEXTS.identified
-      : `${DECISION_TEXTS.anonymous}: ${sessionReason(record)}`;
+    session.decision === "identified" ? decisionText(record) : `${decisionText(record)}: ${sessionReason(record)}`;
   return writeBack.length === 0 ? who : `${who}; ${writeBackText(record)}`;
 }
 
@@ -170,6 +186,12 @@ const DECISION_TEXTS: Readonly<Record<ExchangeRecord["session"]["decision"], str
   denied: "turned away: the route needs a session",
   outage: "turned away for now: the session store gives no answer, so nobody knows; the cookie is left alone",
 };
+
+function decisionText({ verification, session: { decision } }: ExchangeRecord): string {
+  if (verification !== undefined && decision === "identified") return "allowed, with the identity of the session";
+  if (verification !== undefined && decision === "anonymous") return "allowed as anonymous";
+  return DECISION_TEXTS[decision];
+}
 
 export const LIMIT_TEXTS: Readonly<Record<LimitReason, string>> = {
   "target-bytes": "the target is longer than limits.head.maxBytes",

@@ -2,6 +2,7 @@ import type { Exchange, StripClass, WriteBackCommand } from "../core/exchange.ts
 import type { ConnectionRefusal } from "../core/limits.ts";
 import { networkOf } from "../core/peer.ts";
 import type { Log } from "./logging.ts";
+import { ATTRIBUTES as A } from "./names.ts";
 import { Throttle } from "./throttle.ts";
 
 /** Lines about things that somebody else decides how often to do: clients and applications. */
@@ -37,6 +38,36 @@ export class SpoofAttempts {
 
 function spoofClasses({ managed, alias, connection, internal }: Partial<Record<StripClass, number>>) {
   return { managed, alias, connection, internal };
+}
+
+/** Requests that another proxy asked about, and that were refused for what they are. */
+export class RefusedVerifications {
+  readonly #throttle: Throttle<Exchange>;
+
+  constructor(log: Log) {
+    this.#throttle = new Throttle((exchange, suppressed) =>
+      log.requestEvent(
+        "warn",
+        "verification.refused",
+        "a request that another proxy asked about was refused",
+        exchange,
+        {
+          [A.verification]: exchange.verification?.protocol,
+          reason: exchange.errorMessage ?? "",
+          suppressed,
+        },
+      ),
+    );
+  }
+
+  note(exchange: Exchange): void {
+    if (exchange.decision === "undecided" && exchange.error !== undefined)
+      this.#throttle.note(networkOf(exchange.clientAddress), exchange);
+  }
+
+  close(): void {
+    this.#throttle.close();
+  }
 }
 
 interface Refusal {

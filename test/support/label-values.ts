@@ -2,12 +2,14 @@
 import { ERROR_CODES } from "../../src/core/errors.ts";
 import {
   LOGOUT_REASONS,
+  POLICY_DECISIONS,
   type SessionOutcome,
   type SessionSource,
   STRIP_CLASSES,
   type WriteBackCommand,
   type WriteBackResult,
 } from "../../src/core/exchange.ts";
+import { VERIFICATION_PROTOCOLS } from "../../src/core/forward-auth.ts";
 import { HANDSHAKE_FAILURES } from "../../src/core/handshake-failure.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
 import { CONNECTION_REFUSALS, LIMIT_REASONS, LIMITER_ANSWERS } from "../../src/core/limits.ts";
@@ -112,6 +114,8 @@ const BY_LABEL: Readonly<Record<string, readonly string[]>> = {
   class: STRIP_CLASSES,
   command: words<WriteBackCommand>({ start: true, set: true, end: true }),
   by: ["tracking", "messages"],
+  protocol: VERIFICATION_PROTOCOLS,
+  decision: POLICY_DECISIONS,
   secret: ["first", "older", "none"],
 };
 
