@@ -11,6 +11,7 @@ import { NEEDS_RESTART } from "../src/config/reload.ts";
 import { settingsSchema } from "../src/config/schema.ts";
 import { makeCertificate } from "./support/certificates.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
+import { startDns } from "./support/dns.ts";
 import {
   SECRET,
   startApp,
@@ -279,6 +280,31 @@ t.test("of reloads at the same time, the last one counts", async (t) => {
   await Promise.all(configs.map((config) => gateway.gateway.reload(config)));
   await ask(gateway.url);
   t.ok("x-three" in (app.received.at(-1)?.headers ?? {}));
+});
+
+t.test("an upstream that comes back is kept, though its last request from before ends during the reload", async (t) => {
+  const [app, other] = [await startSlowApp(t), await startSlowApp(t)];
+  const dns = await startDns(t, []);
+  dns.addresses = "silent";
+  const gateway = await startGateway(t, { upstream: app.url });
+  const slow = ask(`${gateway.url}/slow`);
+  await until(() => app.held.length === 1);
+  await gateway.gateway.reload(testConfig({ upstream: other.url }));
+  const named = { targets: ["http://app.example:80"], resolve: { servers: [dns.address] } };
+  const routes = [
+    { match: { path: "/" }, upstream: app.url, session: "optional" },
+    { match: { path: "/named" }, upstream: named, session: "optional" },
+  ];
+  const reload = gateway.gateway.reload(testConfig({ routes }));
+  await until(() => dns.questions > 0);
+  app.held[0]?.end();
+  t.equal((await slow).status, 200);
+  await until(async () => /^coatcheck_configs_in_use 1$/m.test(await gateway.metrics()));
+  dns.addresses = ["127.0.0.1"];
+  await reload;
+  t.equal((await ask(gateway.url)).status, 200);
+  await gateway.gateway.reload(testConfig({ upstream: other.url }));
+  await until(() => app.connections.size === 0);
 });
 
 t.test("a gateway that is about to end does not change any more", async (t) => {
