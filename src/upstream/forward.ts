@@ -586,8 +586,9 @@ function rawHeaders(controller: Dispatcher.DispatchController | undefined): read
 
 /** Each attempt is a span of its own, and what the application says belongs to the one that it answered. */
 function replaceTraceParent(fields: string[], { traceId, upstreamSpanId, sampled }: Exchange): void {
-  const at = fields.indexOf("traceparent");
-  if (at !== -1 && upstreamSpanId !== undefined) fields[at + 1] = formatTraceParent(traceId, upstreamSpanId, sampled);
+  if (upstreamSpanId === undefined) return;
+  for (let i = 0; i < fields.length; i += 2)
+    if (fields[i] === "traceparent") fields[i + 1] = formatTraceParent(traceId, upstreamSpanId, sampled);
 }
 
 function removeContentLength(fields: string[]): void {
