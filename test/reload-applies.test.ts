@@ -1,6 +1,7 @@
 /** What a reload changes is in effect with the next request, and requests that have begun go on by what they began with. */
+import { spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, open as openFile, readFile, rename, writeFile } from "node:fs/promises";
 import { Agent, type IncomingMessage, request, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { join } from "node:path";
@@ -222,6 +223,33 @@ t.test("certificate, TLS version and HSTS; TLS itself needs a restart", async (t
   });
   t.same((await gateway.gateway.reload(testConfig({ upstream: app.url }))).needsRestart, ["listen.tls"]);
   t.match(await seen(), { name: "two" });
+});
+
+t.test("a certificate that was being read when another was configured does not come back", async (t) => {
+  const folder = await temporaryFolder(t);
+  const [one, two] = [makeCertificate(folder, "one"), makeCertificate(folder, "two")];
+  const secure = (tls: object) => ({ listen: { host: "127.0.0.1", port: 0, tls } });
+  const gateway = await startGateway(t, secure(one), { certificatePollMs: 20 });
+  // Whoever reads a pipe waits for whoever writes.
+  const pipe = join(folder, "pipe");
+  t.equal(spawnSync("mkfifo", [pipe]).status, 0);
+  const key = await readFile(one.key);
+  await rename(pipe, one.key);
+  const writer = await openFile(one.key, "w");
+  await gateway.gateway.reload(testConfig(secure(two)));
+  await writer.writeFile(key);
+  await writer.close();
+  const nameNow = async () => {
+    const socket = connectTls({ port: gateway.port, host: "127.0.0.1", rejectUnauthorized: false });
+    await once(socket, "secureConnect");
+    const name = socket.getPeerCertificate().subject.CN;
+    socket.destroy();
+    return name;
+  };
+  for (let i = 0; i < 20; i++) {
+    t.equal(await nameNow(), "two");
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
 });
 
 t.test("a WebSocket stays if it would be opened again, and is told to go if not", async (t) => {
