@@ -300,6 +300,22 @@ t.test("a WebSocket stays if it would be opened again, and is told to go if not"
   await stays.closed;
 });
 
+t.test("of targets that are long gone, nothing is left in the metrics", async (t) => {
+  const gateway = await startGateway(t, { upstream: "http://127.0.0.1:1" });
+  const counted = async () =>
+    new Set(Array.from((await gateway.metrics()).matchAll(/server_port="(\d+)"/g), ([, port]) => Number(port)));
+  for (let port = 1; port <= 15; port++) {
+    const targets = [`http://127.0.0.1:${port}`, "http://127.0.0.1:99"];
+    const upstream = { targets, health: { path: "/", interval: "10s" }, ejection: { failures: 1 } };
+    await gateway.gateway.reload(testConfig({ routes: [{ upstream, session: "none" }] }));
+    t.equal((await ask(gateway.url)).status, 502);
+    await until(async () => (await counted()).has(port));
+  }
+  const left = await counted();
+  for (const port of [1, 2, 3, 4]) t.notOk(left.has(port), `${port}`);
+  for (const port of [10, 14, 15, 99]) t.ok(left.has(port), `${port}`);
+});
+
 t.test("of reloads at the same time, the last one counts", async (t) => {
   const app = await startApp(t);
   const gateway = await startGateway(t, { upstream: app.url });
