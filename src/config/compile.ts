@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { availableParallelism } from "node:os";
 import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
@@ -53,6 +54,8 @@ export interface Config {
     /** Paths of files. */
     readonly tls: { readonly cert: string; readonly key: string } | undefined;
   };
+  /** Processes that serve, at least one. */
+  readonly workers: number;
   readonly store: string | { readonly primary: string; readonly fallback: string };
   readonly session: {
     readonly idleTimeoutMs: number;
@@ -92,15 +95,23 @@ export interface Config {
   readonly shown: Settings;
 }
 
-/** Turns checked settings, and what the environment says of traces, into what the code works with. */
-export function compile(settings: Settings, traceExport: TraceExport | undefined): Config {
+/**
+ * Turns checked settings, and what the environment says of traces, into what the code works with.
+ * @param ephemeralSecret for the cookie, where the settings have none: the one of another process. Absent: one is made.
+ */
+export function compile(
+  settings: Settings,
+  traceExport: TraceExport | undefined,
+  ephemeralSecret = randomBytes(32).toString("base64url"),
+): Config {
   const { listen, admin, session, observe } = settings;
   const { cookie } = session;
-  const ephemeralSecret = cookie.secrets.length === 0;
+  const isEphemeral = cookie.secrets.length === 0;
   return deepFreeze({
     settings,
     listen: { ...listen, tls: listen.tls && compileListenTls(listen.tls) },
     admin: { host: admin.host, port: admin.port, token: admin.token, tls: admin.tls },
+    workers: settings.workers === "auto" ? availableParallelism() : settings.workers,
     store: settings.store,
     session: {
       idleTimeoutMs: ms(session.idleTimeout),
@@ -108,9 +119,9 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       cookie: {
         ...cookie,
         domain: cookie.domain,
-        secrets: ephemeralSecret ? [randomBytes(32).toString("base64url")] : cookie.secrets,
+        secrets: isEphemeral ? [ephemeralSecret] : cookie.secrets,
       },
-      ephemeralSecret,
+      ephemeralSecret: isEphemeral,
       codec: session.codec,
       encryptionKeys: session.encryptionKeys,
       layout: session.layout,
