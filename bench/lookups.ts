@@ -135,6 +135,7 @@ async function main(): Promise<void> {
       staleOnOutageMs: 0,
       observer: {
         ended() {},
+        changed() {},
         evicted() {},
         invalidated() {},
         feed: (state) => state === "tracking" && told.resolve(),

@@ -1,5 +1,6 @@
 import { ServerResponse, STATUS_CODES } from "node:http";
 import { TLSSocket } from "node:tls";
+import type { ClientUpgrade } from "./client-upgrade.ts";
 import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
@@ -23,6 +24,8 @@ export interface Conversation {
   readonly errorPages: ErrorPages;
   /** The client waits for 100 (Continue) before it sends the content; false when it was told to. */
   expectsContinue: boolean;
+  /** Set when the client asks for a WebSocket. */
+  readonly upgrade?: ClientUpgrade | undefined;
   /** Set while an upstream is at work: called when the client's connection ends, with or without a whole response. */
   onClose?: () => void;
 }
@@ -71,6 +74,8 @@ export function ownMessage({ status, error, fields = [] }: Answer, options: OwnM
   }
   if (status !== 204) head.push("content-length", String(Buffer.byteLength(body)));
   if (error !== undefined) head.push("proxy-status", `coatcheck; error=${error}`);
+  // RFC 6455 §4.4.
+  if (status === 426) head.push("upgrade", "websocket", "sec-websocket-version", "13");
   if (status === 503 && !fields.includes("retry-after")) head.push("retry-after", String(RETRY_AFTER_SECONDS));
   if (strictTransport !== undefined) head.push(STRICT_TRANSPORT, strictTransport);
   return { head, body };

@@ -10,6 +10,7 @@ import { TrustedProxies } from "./core/peer.ts";
 import { HeaderRules } from "./core/request-head.ts";
 import { ResponseHeaderRules } from "./core/response-head.ts";
 import { RouteTable } from "./core/routes.ts";
+import type { SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
@@ -36,6 +37,7 @@ import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
 import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
+import { WebSockets } from "./websockets.ts";
 
 export interface GatewayOptions {
   /** Where log lines go; standard output by default. */
@@ -71,6 +73,7 @@ export class Gateway {
   readonly #store: SessionStore;
   readonly #toucher: Toucher;
   readonly #census: Census;
+  readonly #webSockets: WebSockets;
   readonly #upstreams: readonly Upstream[];
   readonly #server: Server;
   readonly #admin: Server;
@@ -92,14 +95,18 @@ export class Gateway {
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
       cache?.changed(key);
-      if (operation === "destroy") logouts.ended(key);
+      if (operation === "destroy") onEnded(key);
     });
+    const onEnded = (key: SessionKey): void => {
+      logouts.ended(key);
+      webSockets.ended(key);
+    };
     const logouts = new Logouts({ now, onLoggedOut: (reason) => observer.metrics.loggedOut(reason) });
     const cache = watchedCache(
       config,
       store,
       now,
-      observer.cacheObserver((key) => logouts.ended(key)),
+      observer.cacheObserver({ ended: onEnded, changed: (key) => webSockets.changed(key) }),
       observer.metrics,
     );
     this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
@@ -108,6 +115,15 @@ export class Gateway {
       (upstream, index) => new Upstream({ ...upstream, tls: tls.upstreams[index] }),
     );
     this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
+    const lookup = cache ?? new StoreLookup(store);
+    const webSockets = new WebSockets({
+      lookup,
+      toucher: this.#toucher,
+      sessionIdleTimeoutMs: session.idleTimeoutMs,
+      now,
+      observer: observer.webSocketObserver(),
+    });
+    this.#webSockets = webSockets;
     const cookie = new SessionCookie(session.cookie);
     const identity = new IdentityHeaders(config.identityHeaders);
     const gate: Gate = {
@@ -117,7 +133,7 @@ export class Gateway {
       routes: new RouteTable(routes),
       upstreams: this.#upstreams,
       cookie,
-      lookup: cache ?? new StoreLookup(store),
+      lookup,
       binding: { to: session.bind, onMismatch: session.onMismatch },
       lifecycle: {
         store,
@@ -132,11 +148,12 @@ export class Gateway {
       identity,
       observer,
       errorPages,
+      webSockets,
       isDraining: () => this.#draining,
     };
     const listener = createListener(gate, listenerOptions(config, tls));
     this.#server = listener.server;
-    this.#serverConnections = new Connections(this.#server, listener.closeSessions);
+    this.#serverConnections = new Connections(this.#server, listener.closeSessions, webSockets);
     const { redirectFrom } = config.listen.tls ?? {};
     if (redirectFrom !== undefined) {
       const httpsPort = () => redirectFrom.httpsPort ?? portOf(this.#server);
@@ -172,6 +189,7 @@ export class Gateway {
         store,
         onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
+      webSockets: (whose) => webSockets.list(whose),
       takeDump,
     });
     this.#adminConnections = new Connections(this.#admin);
@@ -351,6 +369,7 @@ export class Gateway {
   async #release(): Promise<void> {
     for (const unwatch of this.#unwatchCertificates) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
+    await this.#webSockets.end();
     await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
     await this.#toucher.flush();
     await this.#census.end();

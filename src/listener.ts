@@ -10,6 +10,7 @@ import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
 import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
+import { asksForWebSocket, ClientUpgrade, hasContent } from "./client-upgrade.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { badRequest, type ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
@@ -62,6 +63,7 @@ export const HTTP_OPTIONS: ServerOptions = {
 };
 
 export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
+const UPGRADE_REFUSAL: Refusal = { status: 501, message: "an upgrade with content, or behind another request" };
 const VERSION_REFUSAL: Refusal = { status: 505, message: "neither HTTP/1.1 nor HTTP/1.0" };
 
 /** Those that node reads in HTTP/1.1. */
@@ -86,7 +88,20 @@ export interface Listener {
 export function createListener(gate: Gate, options: ListenerOptions = {}): Listener {
   const { tls, strictTransport, respond = handle } = options;
   const connections = new WeakMap<Socket, Connection>();
-  const server = tls === undefined ? createServer(HTTP_OPTIONS) : createTlsServer({ ...HTTP_OPTIONS, ...tls.options });
+  /** What node does not read on from behind, whether or not it is granted. */
+  const upgrades = new WeakSet<IncomingMessage>();
+  const serverOptions: ServerOptions = {
+    ...HTTP_OPTIONS,
+    shouldUpgradeCallback: (req) => {
+      // Behind another request it would have to wait for that one's response, and nobody does so.
+      const { running, waiting } = connectionOf(req.socket);
+      const isGranted = respond === handle && running.size === 0 && waiting === 0 && asksForWebSocket(req);
+      if (!isGranted) upgrades.add(req);
+      return isGranted;
+    },
+  };
+  const server =
+    tls === undefined ? createServer(serverOptions) : createTlsServer({ ...serverOptions, ...tls.options });
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
 
   const connectionOf = (socket: Socket): Connection => {
@@ -105,6 +120,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     res: ClientResponse,
     httpVersion: string,
     expectsContinue: boolean,
+    upgrade?: ClientUpgrade,
   ): Conversation => {
     const connection = connectionOf(socket);
     const exchange = openExchange(gate, req.method ?? "", httpVersion, connection.peer);
@@ -116,6 +132,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       strictTransport,
       errorPages: gate.errorPages,
       expectsContinue,
+      upgrade,
     };
     connection.running.add(conversation);
     res.once("close", () => {
@@ -153,7 +170,22 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       refuse(gate, req.socket, connection, VERSION_REFUSAL);
       return;
     }
+    // Node drops what is behind an upgrade in the same packet, so the client is told that nothing else was read.
+    if (req.headers.upgrade !== undefined && upgrades.has(req)) res.shouldKeepAlive = false;
     run(begin(req.socket, req, res, versionOf(req), expectsContinue));
+  };
+
+  const startUpgrade = (req: IncomingMessage, socket: Socket, octets: Buffer): void => {
+    socket.on("error", () => socket.destroy());
+    const { running } = connectionOf(socket);
+    // Before Node 24.9, those that are not granted come this way too.
+    if (running.size > 0 || hasContent(req)) {
+      refuse(gate, socket, connectionOf(socket), UPGRADE_REFUSAL);
+      return;
+    }
+    const upgrade = new ClientUpgrade(req, socket, octets);
+    const isGranted = respond === handle && asksForWebSocket(req);
+    run(begin(socket, req, upgrade.res, versionOf(req), false, isGranted ? upgrade : undefined));
   };
 
   const http2 = new Http2Sessions({
@@ -191,6 +223,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
   server.on("request", (req, res) => start(req, res, false));
   server.on("checkContinue", (req, res) => start(req, res, true));
   server.on("checkExpectation", (req, res) => start(req, res, false));
+  server.on("upgrade", startUpgrade);
   server.on("connect", (_req: IncomingMessage, socket: Socket) => {
     // Node has let go of this socket: without a listener its error would end the process.
     socket.on("error", () => socket.destroy());

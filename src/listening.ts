@@ -33,15 +33,27 @@ export function open(
   });
 }
 
+/** Connections that are in use for as long as both sides like, and that are asked to end when nothing else is left. */
+export interface LastToGo {
+  /** How many there are. */
+  readonly open: number;
+  closeAll(): void;
+}
+
+/** Before its deadline, a drain asks those to end that it would otherwise have waited for till then. */
+const FAREWELL_MS = 1_000;
+
 /** The sockets of a server, with those that node has let go of after a CONNECT. */
 export class Connections {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
   readonly #closeSessions: () => void;
+  readonly #lastToGo: LastToGo | undefined;
 
   /** @param closeSessions tells clients on connections that are not node's to close that they are to go. */
-  constructor(server: Server, closeSessions = () => {}) {
+  constructor(server: Server, closeSessions = () => {}, lastToGo?: LastToGo) {
     this.#server = server;
+    this.#lastToGo = lastToGo;
     this.#closeSessions = closeSessions;
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
@@ -55,6 +67,7 @@ export class Connections {
     // Again and again: a handshake that was under way may have ended since.
     this.#closeSessions();
     for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
+    if (this.#lastToGo !== undefined && this.#lastToGo.open >= this.#sockets.size) this.#lastToGo.closeAll();
   }
 
   /** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
@@ -63,11 +76,13 @@ export class Connections {
       const deadline = setTimeout(() => {
         for (const socket of this.#sockets) socket.destroy();
       }, timeoutMs);
+      const farewell = setTimeout(() => this.#lastToGo?.closeAll(), Math.max(0, timeoutMs - FAREWELL_MS));
       this.#closeSessions();
       const idle = setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
       // Also called, with an error that does not matter, when the server was not listening.
       this.#server.close(() => {
         clearTimeout(deadline);
+        clearTimeout(farewell);
         clearInterval(idle);
         resolve();
       });

@@ -12,6 +12,7 @@ import type { Route, RouteTable } from "./core/routes.ts";
 import { type Binding, handleOf, MAX_USER_AGENT_LENGTH, type SessionClient } from "./core/session.ts";
 import { parseTraceParent } from "./core/trace-context.ts";
 import { upstreamFields } from "./core/upstream-fields.ts";
+import { checkHandshake } from "./core/websocket.ts";
 import type { ErrorPages } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
 import { isMismatch } from "./session/binding.ts";
@@ -23,8 +24,9 @@ import { decide } from "./session/policy.ts";
 import { NOT_ASKED, type Resolution, resolveSession, type SessionLookup } from "./session/resolver.ts";
 import type { Toucher } from "./session/touch.ts";
 import { parseCommands } from "./session/write-back.ts";
-import { forward } from "./upstream/forward.ts";
+import { forward, type UpgradeRequest } from "./upstream/forward.ts";
 import type { Upstream } from "./upstream/upstream.ts";
+import type { WebSockets } from "./websockets.ts";
 
 /** Everything that the way of a request needs; made once by the gateway. */
 export interface Gate {
@@ -43,6 +45,7 @@ export interface Gate {
   readonly identity: IdentityHeaders;
   readonly observer: Observer;
   readonly errorPages: ErrorPages;
+  readonly webSockets: WebSockets;
   readonly isDraining: () => boolean;
 }
 
@@ -75,6 +78,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     exchange.route = route;
+    const accept = conversation.upgrade && checkUpgrade(route, head, target, exchange);
 
     const cookie = gate.cookie.read(head.cookie);
     const resolving = resolve(gate, route, cookie, exchange);
@@ -98,7 +102,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
 
     const fields = fieldsFor(gate, head, target, cookie, resolution, peer, exchange);
     if (exchange.capture !== undefined) exchange.capture.forwarded = maskFields(fields);
-    send(gate, conversation, route, head, target, fields, resolution, slides);
+    send(gate, conversation, route, head, target, fields, resolution, slides, accept);
   } catch (error) {
     fail(conversation, error, gate.observer);
   }
@@ -155,6 +159,13 @@ export function isForGateway(exchange: Exchange, target: RequestTarget, head: Re
   if (head.maxForwards !== undefined && !/^\d{1,9}$/.test(head.maxForwards))
     throw badRequest("an invalid Max-Forwards");
   return target.pathAndQuery === "*" || head.maxForwards === "0";
+}
+
+/** @returns the `Sec-WebSocket-Accept` of the answer. @throws ProxyError: see `checkHandshake`. */
+export function checkUpgrade(route: Route, head: RequestHead, target: RequestTarget, exchange: Exchange): string {
+  const { forwardedHost, forwardedProto } = head;
+  const scheme = forwardedProto === "https" || forwardedProto === "http" ? forwardedProto : exchange.scheme;
+  return checkHandshake(route.webSockets, head, forwardedHost ?? target.authority, scheme);
 }
 
 function resolve(
@@ -258,12 +269,14 @@ function send(
   headers: string[],
   resolution: Resolution,
   slides: boolean,
+  accept: string | undefined,
 ): void {
   const { req, res, exchange, expectsContinue } = conversation;
   const upstream = gate.upstreams[route.index];
   if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
   const { hasContent, chunked } = head;
-  conversation.onClose = forward(
+  const upgrade = accept === undefined ? undefined : upgradeFor(gate, conversation, route, head, resolution, accept);
+  const abandon = forward(
     {
       upstream,
       method: exchange.method,
@@ -278,11 +291,51 @@ function send(
       closeConnection: gate.isDraining,
       wantsTrailers: head.te !== undefined && TRAILERS.test(head.te),
       onConnected: expectsContinue ? () => goOn(conversation) : undefined,
+      upgrade,
     },
     req,
     res,
     exchange,
   );
+  const { onClose } = conversation;
+  conversation.onClose =
+    onClose === undefined
+      ? abandon
+      : () => {
+          abandon();
+          onClose();
+        };
+}
+
+/** What becomes of a 101. The session is watched from here on: it may end before the application has answered. */
+function upgradeFor(
+  gate: Gate,
+  conversation: Conversation,
+  route: Route,
+  head: RequestHead,
+  resolution: Resolution,
+  accept: string,
+): UpgradeRequest | undefined {
+  const { exchange, upgrade } = conversation;
+  if (upgrade === undefined || route.webSockets === undefined) return undefined;
+  const webSocket = gate.webSockets.expect(exchange, resolution, route.webSockets);
+  conversation.onClose = () => webSocket.abandon();
+  return {
+    accept,
+    onHead: async ({ commands }) => {
+      if (commands !== undefined) refuseCommands(exchange, commands);
+      webSocket.requireWanted();
+      // What the client says later slides the session, and there will be no response to renew the cookie with.
+      const setCookie = await renewedCookie(gate, exchange, head, resolution, gate.lifecycle.expiry.absoluteTimeoutMs);
+      webSocket.requireWanted();
+      return setCookie;
+    },
+    open: (fields, upstream) =>
+      upgrade.open(fields, (client) => {
+        conversation.onClose = () => {};
+        webSocket.begin(client, upstream);
+      }),
+  };
 }
 
 /** Tells a client that waits for it to send the content (RFC 9110 §10.1.1). */
@@ -317,6 +370,7 @@ async function renewedCookie(
   exchange: Exchange,
   head: RequestHead,
   resolution: Resolution,
+  idleTimeoutMs = gate.lifecycle.expiry.idleTimeoutMs,
 ): Promise<string | undefined> {
   if (head.cookie === undefined || resolution.key === undefined) return undefined;
   const found = gate.lookup.find(resolution.key, exchange);
@@ -324,7 +378,8 @@ async function renewedCookie(
   if (session === undefined || session.retiresAt !== undefined) return undefined;
   const { expiry, now } = gate.lifecycle;
   const at = now();
-  return gate.cookie.renew(head.cookie, resolution.key, expiryAfterUse(session.createdAt, at, expiry) - at);
+  const expiresAt = expiryAfterUse(session.createdAt, at, { ...expiry, idleTimeoutMs });
+  return gate.cookie.renew(head.cookie, resolution.key, expiresAt - at);
 }
 
 /** What the promise gives, or `otherwise` when that takes too long. */
@@ -351,9 +406,7 @@ async function writeBack(
 ): Promise<string | undefined> {
   const values = response.commands ?? {};
   if (route.write === undefined) {
-    if (values.start) exchange.countWriteBack("start", "not-allowed");
-    if (values.set) exchange.countWriteBack("set", "not-allowed");
-    if (values.end) exchange.countWriteBack("end", "not-allowed");
+    refuseCommands(exchange, values);
     return undefined;
   }
   const commands = parseCommands(values, route.write);
@@ -374,4 +427,10 @@ async function writeBack(
   const setCookie = await pending(exchange, obeying);
   exchange.savedMs = exchange.elapsedMs();
   return setCookie;
+}
+
+function refuseCommands(exchange: Exchange, { start, set, end }: NonNullable<ResponseHead["commands"]>): void {
+  if (start) exchange.countWriteBack("start", "not-allowed");
+  if (set) exchange.countWriteBack("set", "not-allowed");
+  if (end) exchange.countWriteBack("end", "not-allowed");
 }

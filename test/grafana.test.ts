@@ -34,7 +34,7 @@ const RUNBOOK_HEADINGS = [...RUNBOOK.matchAll(/^## (.+)$/gm)].map(([, heading = 
 const RUNBOOK_URL = "https://coatcheck.example/docs/runbook.md";
 
 /** From Grafana's list; the ones that we use. */
-const UNITS = ["none", "short", "percentunit", "s", "bytes", "reqps", "ops", "cps", "cpm", "bool_yes_no"];
+const UNITS = ["none", "short", "percentunit", "s", "bytes", "Bps", "reqps", "ops", "cps", "cpm", "bool_yes_no"];
 /** Of Prometheus: what every target has. */
 const TARGET_LABELS = ["job", "instance"];
 

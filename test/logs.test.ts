@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import t from "tap";
+import { WebSocket } from "ws";
 import { loadConfig } from "../src/config/load.ts";
 import { Exchange } from "../src/core/exchange.ts";
 import { renderAccessLine } from "../src/observe/access-line.ts";
@@ -37,6 +38,7 @@ import {
   type Teardown,
   temporaryFolder,
 } from "./support/servers.ts";
+import { startWebSocketApp } from "./support/websockets.ts";
 
 type Line = Readonly<Record<string, unknown>>;
 
@@ -223,6 +225,21 @@ async function reloads(t: Teardown): Promise<Line[]> {
   return running.logs;
 }
 
+async function openWebSocket(t: Teardown): Promise<Line[]> {
+  const app = await startWebSocketApp(t);
+  const gateway = await startGateway(t, { upstream: app.url });
+  const cookie = cookiePair(
+    (await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"1"}}' })).setCookie[0],
+  );
+  for (const headers of [{}, { cookie }]) {
+    const client = new WebSocket(gateway.url, { headers });
+    await once(client, "message");
+    client.close();
+  }
+  await until(() => events(gateway, "websocket.closed").length === 2);
+  return gateway.logs;
+}
+
 async function spoofAttempt(t: Teardown): Promise<Line[]> {
   const app = await startUpstream(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -246,6 +263,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       dumps(t),
       watches(t),
       reloads(t),
+      openWebSocket(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));

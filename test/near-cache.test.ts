@@ -213,6 +213,7 @@ function byHand(options: Partial<NearCacheOptions> = {}) {
     staleOnOutageMs: 0,
     observer: {
       ended() {},
+      changed() {},
       evicted: () => counted.evicted++,
       invalidated: () => counted.invalidated++,
       feed() {},

@@ -142,6 +142,12 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["?user=nobody", 200],
     ["", 400],
   ],
+  "GET /websockets": [
+    ["", 200],
+    ["?user=1", 200],
+    ["?handle=HANDLE", 200],
+    ["?handle=short", 400],
+  ],
   "GET /sessions/{handle}": [
     ["", 200],
     ["?user=1", 200],

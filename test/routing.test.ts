@@ -15,6 +15,7 @@ function route(id: string, index: number): Route {
     prefix,
     session: "none",
     loginRedirect: undefined,
+    webSockets: undefined,
     onOutage: "503",
     write: undefined,
     index,

@@ -26,6 +26,7 @@ export type Unit =
   | "percentunit"
   | "s"
   | "bytes"
+  | "Bps"
   | "reqps"
   | "ops"
   | "cps"

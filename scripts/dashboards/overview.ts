@@ -320,9 +320,35 @@ const time: Row = {
   ],
 };
 
+const webSockets: Row = {
+  title: "WebSockets",
+  panels: [
+    series({
+      title: "Open WebSockets",
+      about:
+        "Their requests ended with the handshake: they are in no other panel. Falls at once: an application was restarted.",
+      unit: "short",
+      queries: [{ expr: `sum by (instance) (${of("coatcheck_websockets_open")})`, legend: "{{instance}}" }],
+    }),
+    series({
+      title: "Closed WebSockets by reason",
+      about:
+        "Whose doing it was. `session-ended` goes with logouts and revocations; `idle`: applications that send no pings.",
+      unit: "cps",
+      queries: [{ expr: `sum by (reason) (${rate("coatcheck_websockets_closed_total")})`, legend: "{{reason}}" }],
+    }),
+    series({
+      title: "Traffic of WebSockets",
+      about: "Octets from clients (in) and from applications (out).",
+      unit: "Bps",
+      queries: [{ expr: `sum by (direction) (${rate("coatcheck_websocket_bytes_total")})`, legend: "{{direction}}" }],
+    }),
+  ],
+};
+
 export const overview: DashboardOptions = {
   uid: "coatcheck-overview",
   title: "Coatcheck / Overview",
   about: "Start here: requests, errors by cause, durations, and what of them is the gateway's.",
-  rows: [isItAllRight, routes, errors, time],
+  rows: [isItAllRight, routes, errors, time, webSockets],
 };

@@ -9,7 +9,7 @@ import {
 import { createServer as createTlsServer } from "node:https";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import type { SessionAdministration, StoreReport } from "../core/administration.ts";
+import type { SessionAdministration, StoreReport, WebSocketList } from "../core/administration.ts";
 import { ProxyError } from "../core/errors.ts";
 import type { Explainer } from "../core/explanation.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
@@ -38,6 +38,7 @@ import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
 import { watchEndpoint } from "./watch.ts";
+import { webSocketsEndpoint } from "./websockets.ts";
 
 export interface AdminOptions {
   /** Bearer token for everything but the probes; `undefined`: the listener is on loopback. */
@@ -48,6 +49,7 @@ export interface AdminOptions {
   readonly checkStore: () => MaybePromise<StoreCheck>;
   readonly probeStore: () => Promise<StoreReport>;
   readonly sessions: SessionAdministration;
+  readonly webSockets: (whose: { userId: string | undefined; handle: string | undefined }) => WebSocketList;
   readonly takeDump: () => Promise<TakenDump>;
   /** PEM; absent: HTTP without TLS. */
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
@@ -169,7 +171,8 @@ function isCrossSite({ origin, host, "sec-fetch-site": site }: IncomingHttpHeade
 }
 
 function adminEndpoints(options: AdminOptions): Endpoints {
-  const { token, observer, version, isDraining, checkStore, probeStore, sessions, explainer, takeDump } = options;
+  const { token, observer, version, isDraining, checkStore, probeStore, sessions, webSockets, explainer, takeDump } =
+    options;
   const endpoints = new Map<string, Endpoint>();
   for (const [path, endpoint] of [
     ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
@@ -178,6 +181,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
     observeEndpoint(observer.settings),
     explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
+    webSocketsEndpoint(webSockets),
     storeCheckEndpoint(probeStore),
     dumpEndpoint(takeDump),
     ...profileEndpoints({ profiler: new Profiler(), hasToken: token !== undefined }),

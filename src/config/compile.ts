@@ -188,6 +188,10 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
     loginRedirect: route.onMissing === 401 ? undefined : route.onMissing.redirect,
     onOutage: route.onOutage === 503 ? "503" : "anonymous",
     write: route.write === undefined ? undefined : new Set(route.write),
+    webSockets:
+      route.websockets !== false
+        ? { origins: new Set(route.websockets.origins), idleTimeoutMs: ms(route.websockets.idleTimeout) }
+        : undefined,
     index,
   };
 }

@@ -35,6 +35,7 @@ const SHOWN: ReadonlySet<string> = new Set([
   "routes.*.session",
   "routes.*.onOutage",
   "routes.*.write.*",
+  "routes.*.websockets.origins.*",
   "errors.pages",
   "observe.log.level",
   "observe.log.access",

@@ -411,6 +411,31 @@ const route = z
       .describe(
         "Session keys that this upstream may write through `X-Session-Start`, `-Set` and `-End`; absent: none, and the headers are removed.",
       ),
+    websockets: z
+      .union(
+        [
+          z.literal(false),
+          z.strictObject({
+            origins: z
+              .array(
+                z
+                  .string()
+                  .toLowerCase()
+                  .refine(isOrigin, { error: "must be an origin such as https://app.example.com" }),
+              )
+              .default([])
+              .describe(
+                "Whose pages may open one, beside those of the host itself, such as `https://app.example.com`.",
+              ),
+            idleTimeout: duration({ min: "10ms", max: "24h" })
+              .default("1h")
+              .describe("One over which nothing has come from either side for so long is closed."),
+          }),
+        ],
+        { error: "must be false or { origins: […], idleTimeout: 1h }" },
+      )
+      .prefault({})
+      .describe("Who may open WebSockets; `false`: nobody. [docs/websockets.md](websockets.md)"),
   })
   .superRefine((value, context) => {
     if (value.session === "none" && value.write !== undefined)
@@ -424,6 +449,11 @@ const route = z
     if (value.session !== "required" && value.onMissing !== 401)
       context.addIssue({ code: "custom", path: ["onMissing"], message: 'has a meaning only with session "required"' });
   });
+
+/** As browsers send it: without a path, and without the port that goes without saying. */
+function isOrigin(text: string): boolean {
+  return /^https?:/.test(text) && URL.canParse(text) && new URL(text).origin === text;
+}
 
 const storeUrl = z.string().superRefine((text, context) => {
   const problem = storeUrlProblem(text);

@@ -70,6 +70,31 @@ export interface SessionAdministration {
   endAll(userId: string, except?: string, by?: string): Promise<Revocation | Refusal>;
 }
 
+/** An open WebSocket. */
+export interface WebSocketSummary {
+  /** Of the session; `null`: it was opened without one. */
+  readonly handle: Handle | null;
+  readonly user: string | null;
+  readonly route: string;
+  /** Address of the client. */
+  readonly client: string;
+  /** When its handshake began, ISO 8601, UTC. */
+  readonly since: string;
+  /** Octets from the client, and from the application. */
+  readonly bytesIn: number;
+  readonly bytesOut: number;
+  /** Of its handshake: finds the access line and the trace. */
+  readonly traceId: string;
+}
+
+export interface WebSocketList {
+  readonly count: number;
+  /** There are more than are listed. */
+  readonly truncated: boolean;
+  /** Newest first. */
+  readonly websockets: readonly WebSocketSummary[];
+}
+
 /** Which sessions a revocation was meant for: one, all of a user, or all of a user but one. */
 export type RevocationScope = "one" | "all" | "others";
 

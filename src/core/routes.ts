@@ -1,5 +1,6 @@
 import { badRequest } from "./errors.ts";
 import { loosest, loosestReadings } from "./request-path.ts";
+import type { WebSocketPolicy } from "./websocket.ts";
 
 export type SessionPolicy = "required" | "optional" | "none";
 
@@ -18,6 +19,8 @@ export interface Route {
   readonly onOutage: "503" | "anonymous";
   /** Session keys that this upstream may write; `undefined`: it may not command the session at all. */
   readonly write: ReadonlySet<string> | undefined;
+  /** `undefined`: the route takes no WebSockets. */
+  readonly webSockets: WebSocketPolicy | undefined;
   /** Position in the configuration: the index of the upstream and of the metrics that belong to the route. */
   readonly index: number;
 }

@@ -19,7 +19,16 @@ import type { SessionStore } from "../core/store.ts";
 import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.ts";
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
-import { clientOf, fieldsFor, type Gate, isForGateway, mismatched, readTarget, refuseLoop } from "../pipeline.ts";
+import {
+  checkUpgrade,
+  clientOf,
+  fieldsFor,
+  type Gate,
+  isForGateway,
+  mismatched,
+  readTarget,
+  refuseLoop,
+} from "../pipeline.ts";
 import { isMismatch } from "../session/binding.ts";
 import type { CookieNote, PresentedCookie } from "../session/cookie.ts";
 import { DryLookup, type Sighting } from "../session/dry-lookup.ts";
@@ -171,6 +180,10 @@ class Replay {
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     this.#tellRoute(route, target);
+    if (this.#parsed.asksForWebSocket) {
+      checkUpgrade(route, head, target, exchange);
+      this.#tell("route", "a WebSocket, which the route takes from pages of this origin", true);
+    }
 
     const notes: CookieNote[] = [];
     const cookie = gate.cookie.read(head.cookie, notes);
@@ -369,6 +382,10 @@ class Replay {
     if (code === "destination_not_found")
       return "add a route whose match has this host (or none, for any) and a path that the request's begins with";
     if (code === "proxy_configuration_error") return "give the route an upstream";
+    if (code === "http_request_denied")
+      return "list the origin of the page in websockets.origins of the route, if its pages may act in the name of whoever looks at them";
+    if (this.#parsed.asksForWebSocket && code === "http_request_error" && this.#steps.length > 2)
+      return "correct the client: this is no WebSocket handshake of RFC 6455";
     if (this.#at === "route")
       return "spell the path in its plain form, or let every reading of it belong to one route: Coatcheck does not guess which one the application takes";
     return "correct the client, or whatever proxy is between it and Coatcheck: a request must have one reading";

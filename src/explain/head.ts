@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage } from "node:http";
 import { isIP } from "node:net";
 import { Duplex } from "node:stream";
+import { asksForWebSocket } from "../client-upgrade.ts";
 import { type ClientError, describeClientError, type Refusal } from "../core/client-error.ts";
 import type { AskedRequest, Unexplained } from "../core/explanation.ts";
 import { isToken } from "../core/header-names.ts";
@@ -13,6 +14,7 @@ export interface ParsedHead {
   readonly url: string;
   readonly httpVersion: string;
   readonly rawHeaders: readonly string[];
+  readonly asksForWebSocket: boolean;
 }
 
 /** @returns the head as octets, or what is wrong with the question. No part of a value is in that. */
@@ -59,8 +61,11 @@ export function parseHead(octets: Buffer): Promise<ParsedHead | Refusal> {
   server.maxHeadersCount = 0;
   const socket = new Duplex({ read() {}, write: (_chunk, _encoding, done) => done() });
   return new Promise<ParsedHead | Refusal>((resolve) => {
-    const read = ({ method = "", url = "", httpVersion, rawHeaders }: IncomingMessage) =>
-      resolve({ method, url, httpVersion, rawHeaders });
+    const read = (req: IncomingMessage) => {
+      const { method = "", url = "", httpVersion, rawHeaders, headers } = req;
+      const isUpgrade = /(?:^|,)\s*upgrade\s*(?:,|$)/i.test(headers.connection ?? "");
+      resolve({ method, url, httpVersion, rawHeaders, asksForWebSocket: isUpgrade && asksForWebSocket(req) });
+    };
     for (const event of ["request", "checkContinue", "checkExpectation"]) server.on(event, read);
     server.on("connect", () => resolve(CONNECT_REFUSAL));
     server.on("clientError", (error: ClientError) =>

@@ -125,6 +125,23 @@ export const EVENTS = {
     advice:
       "One now and then is a browser that was updated or a phone that changed networks. Several of one handle, from far apart: a stolen cookie; end the session.",
   },
+  "websocket.closed": {
+    levels: ["info"],
+    about:
+      "A WebSocket has ended. Its handshake has an access line of its own, with status 101 and the same `trace_id`.",
+    request: "always",
+    fields: {
+      "handle?": "Names the session that it was opened with; absent: without one.",
+      upstream: "`host:port` of the application.",
+      reason:
+        "Whose doing it was: `client`, `upstream`, `idle` (`websockets.idleTimeout`), `session-ended`, `session-expired`, `shutdown`.",
+      duration_s: "Seconds from the request head of the handshake to the end of both connections.",
+      bytes_in: "Octets from the client.",
+      bytes_out: "Octets from the application.",
+    },
+    advice:
+      "`upstream` in numbers, all at once: an application was restarted. For the rest see `coatcheck_websockets_closed_total`.",
+  },
   "session.revoked": {
     levels: ["info"],
     about: "An operator ended the session. One line for each.",

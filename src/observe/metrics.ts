@@ -3,6 +3,7 @@ import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchan
 import { HANDSHAKE_FAILURES, type HandshakeFailure } from "../core/handshake-failure.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
+import { WEBSOCKET_CLOSE_REASONS, type WebSocketCloseReason } from "../core/websocket.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 
@@ -50,6 +51,9 @@ export class Metrics {
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
   readonly #watchesActive = this.#gauge("coatcheck_watches_active");
+  readonly #webSocketsOpen = this.#gauge("coatcheck_websockets_open");
+  readonly #webSocketsClosed = this.#counter("coatcheck_websockets_closed_total");
+  readonly #webSocketBytes = this.#counter("coatcheck_websocket_bytes_total");
   readonly #spansExported = this.#counter("coatcheck_spans_exported_total");
   readonly #reloads = this.#counter("coatcheck_config_reloads_total");
   readonly #lastReloadSuccessful = this.#gauge("coatcheck_config_last_reload_successful");
@@ -82,6 +86,8 @@ export class Metrics {
     this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
       this.set(cache().bytes);
     });
+    for (const reason of WEBSOCKET_CLOSE_REASONS) this.#webSocketsClosed.inc({ reason }, 0);
+    for (const direction of ["in", "out"]) this.#webSocketBytes.inc({ direction }, 0);
     for (const result of ["applied", "refused"]) this.#reloads.inc({ result }, 0);
     this.#configurationApplied();
     collectDefaultMetrics({ register: this.#registry });
@@ -254,6 +260,20 @@ export class Metrics {
   #configurationApplied(): void {
     this.#lastReloadSuccessful.set(1);
     this.#lastReloadTimestamp.set(Date.now() / 1000);
+  }
+
+  webSocketOpened(): void {
+    this.#webSocketsOpen.inc();
+  }
+
+  webSocketClosed(reason: WebSocketCloseReason): void {
+    this.#webSocketsOpen.dec();
+    this.#webSocketsClosed.inc({ reason });
+  }
+
+  webSocketPassed(bytesIn: number, bytesOut: number): void {
+    if (bytesIn > 0) this.#webSocketBytes.inc({ direction: "in" }, bytesIn);
+    if (bytesOut > 0) this.#webSocketBytes.inc({ direction: "out" }, bytesOut);
   }
 
   spansExported(count: number): void {

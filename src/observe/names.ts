@@ -225,6 +225,26 @@ export const METRICS = {
     advice:
       "Each watched request is traced and recorded with its header sections. Watches end by themselves; `coatcheck watch --list` tells which there are.",
   },
+  coatcheck_websockets_open: {
+    type: "gauge",
+    help: "WebSockets that are open.",
+    labels: [],
+    advice:
+      "Each takes a connection to the client and one to the application. `GET /websockets` tells whose they are. Falls to 0 at once: an application was restarted, or a gateway is about to end.",
+  },
+  coatcheck_websockets_closed_total: {
+    type: "counter",
+    help: "WebSockets that were closed, by whose doing it was.",
+    labels: ["reason"],
+    advice:
+      "`client` and `upstream` are normal. `session-ended`: a logout or a revocation that took the sockets along. `session-expired` in numbers: pages that stay open and only listen. `idle`: nothing was said for `websockets.idleTimeout`; applications should send pings. `shutdown`: the gateway ended.",
+  },
+  coatcheck_websocket_bytes_total: {
+    type: "counter",
+    help: "Octets that passed through open WebSockets: from clients (in) and from applications (out). Counted every few seconds.",
+    labels: ["direction"],
+    advice: "They are in no other metric: to these, the request of a WebSocket has ended with its handshake.",
+  },
   coatcheck_spans_exported_total: {
     type: "counter",
     help: "Spans that the collector took.",

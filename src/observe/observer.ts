@@ -4,6 +4,7 @@ import { servedExchange } from "../core/on-behalf.ts";
 import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
+import type { WebSocketCloseReason } from "../core/websocket.ts";
 import { InstrumentedStore } from "./instrumented-store.ts";
 import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
@@ -34,6 +35,14 @@ export interface ObserverOptions extends ObserveConfig {
   readonly logDestination?: LogDestination;
   /** See `LogOptions`. */
   readonly prettyLog?: { readonly colours: boolean };
+}
+
+/** How a WebSocket ended; bytes are from the client and from the application. */
+interface WebSocketEnd {
+  readonly reason: WebSocketCloseReason;
+  readonly durationMs: number;
+  readonly bytesIn: number;
+  readonly bytesOut: number;
 }
 
 /** A file that is something else altogether has a problem in every line. */
@@ -185,6 +194,25 @@ export class Observer {
     this.log.event("info", "session.revoked", "session revoked", fields);
   }
 
+  /** What the registry of WebSockets tells, in the shape that it asks for. */
+  webSocketObserver() {
+    return {
+      opened: () => this.metrics.webSocketOpened(),
+      passed: (bytesIn: number, bytesOut: number) => this.metrics.webSocketPassed(bytesIn, bytesOut),
+      closed: (exchange: Exchange, { reason, durationMs, bytesIn, bytesOut }: WebSocketEnd) => {
+        this.metrics.webSocketClosed(reason);
+        this.log.requestEvent("info", "websocket.closed", `WebSocket closed: ${reason}`, exchange, {
+          ...(exchange.handle !== undefined && { handle: exchange.handle }),
+          upstream: exchange.upstream,
+          reason,
+          duration_s: Math.round(durationMs) / 1000,
+          bytes_in: bytesIn,
+          bytes_out: bytesOut,
+        });
+      },
+    };
+  }
+
   /** The store, counted and timed. @param onWritten see `InstrumentedStore`. */
   instrument(store: SessionStore, onWritten: (key: SessionKey, operation: string) => void): SessionStore {
     let up: boolean | undefined;
@@ -223,10 +251,10 @@ export class Observer {
   }
 
   /** What the near cache tells, in the shape that it asks for. */
-  cacheObserver(ended: (key: SessionKey) => void) {
+  cacheObserver(told: { readonly ended: (key: SessionKey) => void; readonly changed: (key: SessionKey) => void }) {
     let before: FeedState | undefined;
     return {
-      ended,
+      ...told,
       evicted: () => this.metrics.cacheEvicted(),
       invalidated: () => this.metrics.cacheInvalidated(),
       feed: (state: FeedState) => {

@@ -15,6 +15,8 @@ const MAX_LOOKUPS = 3;
 const ENTRY_BYTES = 300;
 
 export interface NearCacheObserver {
+  /** Somebody changed the session, or perhaps ended it. */
+  changed(key: SessionKey): void;
   /** Somebody ended the session on purpose. */
   ended(key: SessionKey): void;
   evicted(): void;
@@ -144,6 +146,7 @@ export class NearCache implements SessionLookup, ChangeListener {
     if (flight !== undefined) flight.overtaken = true;
     for (const overdue of this.#overdue) if (overdue.key === key) overdue.overtaken = true;
     if (this.#entries.delete(key)) this.#options.observer.invalidated();
+    this.#options.observer.changed(key);
   }
 
   ended(key: SessionKey, endedAt: number): void {

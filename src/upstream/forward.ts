@@ -1,4 +1,4 @@
-import { PassThrough, type Readable } from "node:stream";
+import { type Duplex, PassThrough, type Readable } from "node:stream";
 import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
@@ -10,6 +10,7 @@ import {
   type ResponseHead,
   type ResponseHeaderRules,
 } from "../core/response-head.ts";
+import { checkAnswer } from "../core/websocket.ts";
 import { upstreamError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
 
@@ -47,6 +48,20 @@ export interface ForwardRequest {
   readonly wantsTrailers: boolean;
   /** Called when there is a connection that the content can go to, where the client waits for that (100). */
   readonly onConnected: (() => void) | undefined;
+  /** The client asks for a WebSocket. An application that answers with anything but a 101 is answered for as ever. */
+  readonly upgrade?: UpgradeRequest | undefined;
+}
+
+export interface UpgradeRequest {
+  /** What `Sec-WebSocket-Accept` has to be. */
+  readonly accept: string;
+  /** As `onHead`, for a 101. */
+  readonly onHead: (head: ResponseHead) => Promise<string | undefined>;
+  /**
+   * Sends the 101 to the client, and takes over the connection to the application, of which nothing more has been read.
+   * From then on `forward`'s function is not to be called any more.
+   */
+  readonly open: (fields: string[], upstream: Duplex) => void;
 }
 
 /**
@@ -113,6 +128,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   #wholeLength = Number.NaN;
   #whole: Buffer | undefined;
   #drain: NodeJS.Timeout | undefined;
+  /** The connection that has become a tunnel, until somebody takes it over. */
+  #tunnel: Duplex | undefined;
   #done = false;
 
   constructor(request: ForwardRequest, req: ClientRequest, res: ClientResponse, exchange: Exchange) {
@@ -123,12 +140,13 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   }
 
   dispatch(): void {
-    const { upstream, method, path, headers, hasContent, chunked } = this.#request;
+    const { upstream, method, path, headers, hasContent, chunked, upgrade } = this.#request;
     upstream.dispatch(
       {
         method: method as Dispatcher.HttpMethod,
         path,
         headers,
+        ...(upgrade !== undefined && { upgrade: "websocket" }),
         body: hasContent ? requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs) : null,
         // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
         // not be a next one (CVE-2026-29057).
@@ -191,6 +209,42 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
         this.#res.flushHeaders(); // what was saved is told, whatever becomes of the content
         controller.resume();
         if (this.#endedWhileHeld) this.onResponseEnd();
+      })
+      .catch((error: unknown) => {
+        if (!this.#done) this.#fail(upstreamError(error, true));
+      });
+  }
+
+  /** The application has switched protocols; undici has let go of the connection. */
+  onRequestUpgrade(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    parsed: ParsedHeaders,
+    socket: Duplex,
+  ): void {
+    const { upgrade, responseRules } = this.#request;
+    const exchange = this.#exchange;
+    socket.on("error", () => socket.destroy());
+    this.#headSeen = true;
+    exchange.upstreamHeadMs = exchange.elapsedMs();
+    exchange.upstreamStatus = status;
+    if (exchange.capture !== undefined) exchange.capture.upstreamResponse = maskFields(rawHeaders(controller));
+    if (upgrade === undefined) throw new ProxyError("http_protocol_error", "an unasked 101");
+    const head = responseRules.read(rawHeaders(controller), parsed);
+    checkAnswer(head.kept, parsed.upgrade, upgrade.accept);
+    removeContentLength(head.kept);
+    this.#tunnel = socket;
+    upgrade
+      .onHead(head)
+      .then((setCookie) => {
+        if (this.#done) return;
+        if (socket.destroyed) throw new ProxyError("connection_terminated", "the upstream closed after its 101");
+        if (setCookie !== undefined) addSessionCookie(head.kept, setCookie);
+        exchange.status = status;
+        exchange.source = "upstream";
+        exchange.upstreamEndMs = exchange.elapsedMs();
+        if (exchange.capture !== undefined) exchange.capture.response = maskFields(head.kept);
+        upgrade.open(head.kept, socket);
       })
       .catch((error: unknown) => {
         if (!this.#done) this.#fail(upstreamError(error, true));
@@ -303,6 +357,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(error);
+    this.#tunnel?.destroy();
     this.#request.onFailure(error);
   }
 
@@ -313,6 +368,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(new Error("the client has gone"));
+    this.#tunnel?.destroy();
   }
 
   #hasContent(status: number, { contentLength }: ResponseHead): boolean {

@@ -92,6 +92,7 @@ export const EXPLANATIONS: readonly Explanation[] = [
   { title: "OPTIONS for the gateway itself", explains: ["target/star-options", "hop-by-hop/max-forwards-*"] },
   { title: "Expectations", explains: ["expect/*"] },
   { title: "A request behind an upgrade", explains: ["upgrade/pipelined"] },
+  { title: "WebSocket handshakes by the letter", explains: ["upgrade/bad-version"] },
   { title: "Interim answers", explains: ["answer/1*"] },
   { title: "Answers whose length is uncertain", explains: ["bad-framing/*"] },
   { title: "Answers that are not HTTP", explains: ["bad-head/*"] },
@@ -100,7 +101,6 @@ export const EXPLANATIONS: readonly Explanation[] = [
 /** What Coatcheck does wrong for a reason out of its reach: cases, and the heading that says so. */
 export const LIMITS: Readonly<Record<string, string>> = {
   "answer/100": "Interim answers",
-  "upgrade/pipelined": "A request behind an upgrade",
 };
 
 /** The first class that the case belongs to. */

@@ -377,6 +377,7 @@ export const paths: Target = {
       prefix,
       session: index === 0 ? ("none" as const) : ("required" as const),
       loginRedirect: undefined,
+      webSockets: undefined,
       onOutage: "503" as const,
       write: undefined,
       index,
