@@ -1,7 +1,8 @@
 import type { Server } from "node:http";
 import { type SecureContextOptions, Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
-import { createAdmin } from "./admin/admin.ts";
+import { adminEndpoints, createAdmin } from "./admin/admin.ts";
+import { type AdminApi, localApi } from "./admin/api.ts";
 import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./certificate.ts";
 import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
@@ -18,7 +19,7 @@ import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
 import { createListener, type ListenerOptions } from "./listener.ts";
 import { Connections, open, portOf, urlOf } from "./listening.ts";
-import type { LogDestination } from "./observe/logging.ts";
+import type { Log, LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
 import { Observer, type ReloadResult } from "./observe/observer.ts";
 import type { Gate } from "./pipeline.ts";
@@ -50,6 +51,17 @@ export interface GatewayOptions {
   readonly now?: () => number;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
+  /** It is one of several processes, which have one admin listener together: `api` takes its place. */
+  readonly worker?: WorkerOptions;
+}
+
+export interface WorkerOptions {
+  /** From 1. */
+  readonly number: number;
+  /** What standard output leads to is for the process above to know. */
+  readonly prettyLog: { readonly colours: boolean } | undefined;
+  /** A session was ended here, and the store does not tell the other workers. */
+  readonly onEnded: (key: SessionKey) => void;
 }
 
 /** What takes a while to make. */
@@ -77,6 +89,11 @@ export class Gateway {
   readonly #upstreams: readonly Upstream[];
   readonly #server: Server;
   readonly #admin: Server;
+  readonly #isWorker: boolean;
+  /** What the admin listener answers with. */
+  readonly api: AdminApi;
+  /** Another worker has ended a session, and the store does not tell. */
+  readonly endedElsewhere: (key: SessionKey) => void;
   readonly #serverConnections: Connections;
   readonly #adminConnections: Connections;
   #draining = false;
@@ -89,18 +106,22 @@ export class Gateway {
   private constructor(config: Config, parts: GatewayParts, options: GatewayOptions) {
     const { observer, plainStore, tls, errorPages } = parts;
     const { session, routes } = config;
-    const { now = Date.now, command = [] } = options;
+    const { now = Date.now, command = [], worker } = options;
     this.#config = config;
+    this.#isWorker = worker !== undefined;
     this.observer = observer;
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
       cache?.changed(key);
-      if (operation === "destroy") onEnded(key);
+      if (operation !== "destroy") return;
+      onEnded(key);
+      if (cache === undefined) worker?.onEnded(key);
     });
     const onEnded = (key: SessionKey): void => {
       logouts.ended(key);
       webSockets.ended(key);
     };
+    this.endedElsewhere = onEnded;
     const logouts = new Logouts({ now, onLoggedOut: (reason) => observer.metrics.loggedOut(reason) });
     const cache = watchedCache(
       config,
@@ -176,9 +197,8 @@ export class Gateway {
       folder: () => this.#config.observe.dumps.folder,
       log: observer.log,
     });
-    this.#admin = createAdmin({
-      token: config.admin.token,
-      tls: tls.admin,
+    const endpoints = adminEndpoints({
+      hasToken: config.admin.token !== undefined,
       observer,
       version: VERSION,
       isDraining: gate.isDraining,
@@ -192,6 +212,8 @@ export class Gateway {
       webSockets: (whose) => webSockets.list(whose),
       takeDump,
     });
+    this.api = localApi(endpoints, (error) => observer.log.unexpected(error));
+    this.#admin = createAdmin({ api: this.api, token: config.admin.token, tls: tls.admin });
     this.#adminConnections = new Connections(this.#admin);
     const { certificatePollMs: pollMs } = options;
     if (tls.admin !== undefined && config.admin.tls !== undefined)
@@ -209,16 +231,17 @@ export class Gateway {
    *   reported by `/readyz` and found later.
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
-    const { logDestination, now = Date.now } = options;
+    const { logDestination, now = Date.now, worker } = options;
     const tls = await readTls(config);
     const errorPages = await readErrorPages(config);
-    const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
+    const prettyLog = worker ? worker.prettyLog : prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
       ...(prettyLog && { prettyLog }),
       version: VERSION,
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
+      ...(worker && { worker: worker.number }),
     });
     try {
       const plainStore = options.store
@@ -237,15 +260,9 @@ export class Gateway {
    */
   async listen(): Promise<void> {
     const { listen, admin, session } = this.#config;
-    if (session.ephemeralSecret) {
-      this.observer.log.event(
-        "warn",
-        "config.ephemeral-secret",
-        "session.cookie.secrets is empty: a random secret was made, and a restart ends every session; make one with: openssl rand -base64 32",
-      );
-    }
+    if (session.ephemeralSecret && !this.#isWorker) warnOfEphemeralSecret(this.observer.log);
     try {
-      await open(this.#admin, admin, "admin");
+      if (!this.#isWorker) await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
       if (this.#redirector !== undefined && listen.tls?.redirectFrom !== undefined)
         await open(this.#redirector, { ...listen, ...listen.tls.redirectFrom }, "listen.tls.redirectFrom");
@@ -258,6 +275,7 @@ export class Gateway {
     }
     await this.#store.check();
     this.#census.begin();
+    if (this.#isWorker) return;
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
       url: this.url,
@@ -265,6 +283,11 @@ export class Gateway {
       admin: this.adminUrl,
       store: this.#store.kind,
     });
+  }
+
+  /** Kind of the session store. */
+  get storeKind(): string {
+    return this.#store.kind;
   }
 
   /** Base URL of the public listener, by a name that works on this machine. */
@@ -389,7 +412,10 @@ function listenerOptions({ listen }: Config, { listen: pair }: TlsMaterial): Lis
  * Whether log lines are for a person, and in colours. FORCE_COLOR and NO_COLOR are what other programs go by.
  * @param toStandardOutput false: they go to a destination of somebody else's, which is no terminal.
  */
-function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean): { colours: boolean } | undefined {
+export function prettyFor(
+  format: "auto" | "json" | "pretty",
+  toStandardOutput: boolean,
+): { colours: boolean } | undefined {
   // Not `process.stdout.isTTY`: to look at it makes a pipe non-blocking, and then the log waits a tenth of a second
   // whenever the pipe is full.
   const terminal = toStandardOutput && isatty(STANDARD_OUTPUT);
@@ -402,6 +428,14 @@ function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean
 /** @throws Error that names the files that cannot be used. */
 export function readErrorPages({ errors: { pages } }: Config): Promise<ErrorPages> {
   return pages === undefined ? Promise.resolve(new ErrorPages()) : ErrorPages.read(pages);
+}
+
+export function warnOfEphemeralSecret(log: Log): void {
+  log.event(
+    "warn",
+    "config.ephemeral-secret",
+    "session.cookie.secrets is empty: a random secret was made, and a restart ends every session; make one with: openssl rand -base64 32",
+  );
 }
 
 /** What a store has to know of the configuration, whoever opens it. */

@@ -35,6 +35,8 @@ export interface ObserverOptions extends ObserveConfig {
   readonly logDestination?: LogDestination;
   /** See `LogOptions`. */
   readonly prettyLog?: { readonly colours: boolean };
+  /** See `LogOptions`. */
+  readonly worker?: number;
 }
 
 /** How a WebSocket ended; bytes are from the client and from the application. */
@@ -68,13 +70,14 @@ export class Observer {
   }
 
   private constructor(options: ObserverOptions) {
-    const { traces, recorder, logDestination, prettyLog } = options;
+    const { traces, recorder, logDestination, prettyLog, worker } = options;
     this.metrics = new Metrics(options);
     this.log = new Log({
       ...options.log,
       slowerThanMs: traces.slowerThanMs,
       onDropped: (lines) => this.metrics.logLinesDropped(lines),
       ...(prettyLog && { pretty: prettyLog }),
+      ...(worker !== undefined && { worker }),
       ...(logDestination && { destination: logDestination }),
     });
     this.#spoofAttempts = new SpoofAttempts(this.log);
