@@ -62,6 +62,7 @@ t.test("options of its own, JSON, standard input", async (t) => {
   );
   t.match(one.stdout, /^✗ cookie +one named session\n +has 3 characters, one of ours 87/m);
   t.match(one.stdout, /^✓ client +::1: /m);
+  t.match(one.stdout, "It would be sent as problem details, because the request does not ask for a page.");
   const { stdout } = await cli("--json", "--url", "http://a/", "--method", "BREW");
   t.equal((JSON.parse(stdout) as Explanation).wouldAnswer?.status, 501);
   const curl = `curl 'https://shop.example.com/x' \\\n  -H 'accept: text/html' -b '${pair}' --compressed`;

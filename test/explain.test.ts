@@ -89,7 +89,12 @@ t.test("a request that passes: every step, and who it is to upstream", async (t)
 t.test("routes: none that fits, a prefix within a segment, a path with two readings", async (t) => {
   const gateway = await startGateway(t, { routes: routes.slice(1), session: { cookie } });
   const none = await explain(gateway, { url: "http://app.example.com/requiredness", headers: [] });
-  t.match(none.wouldAnswer, { status: 404, error: "destination_not_found" });
+  t.match(none.wouldAnswer, { status: 404, error: "destination_not_found", form: "problem-details" });
+  const person = await explain(gateway, {
+    url: "http://app.example.com/requiredness",
+    headers: ["Sec-Fetch-Mode: navigate"],
+  });
+  t.match(person.wouldAnswer, { status: 404, form: "page" });
   t.match(said(none, "route"), /\*\/required: not this one: the path goes on within a segment/);
   t.match(none.advice, /^add a route whose match/);
   const two = await explain(gateway, { url: "http://app.example.com/%72equired/x", headers: [] });

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { EXPLAINED_STEPS, type Explainer } from "../core/explanation.ts";
+import { ANSWER_FORMS, EXPLAINED_STEPS, type Explainer } from "../core/explanation.ts";
 import { action, BadCall, type Endpoint, json } from "./endpoint.ts";
 
 const QUESTION = z
@@ -41,7 +41,12 @@ const ANSWER = z.strictObject({
   conclusion: z.string(),
   advice: z.string().optional().describe("What to change if that is not what was wanted."),
   wouldAnswer: z
-    .strictObject({ status: z.int(), error: z.string().optional(), location: z.string().optional() })
+    .strictObject({
+      status: z.int(),
+      error: z.string().optional(),
+      location: z.string().optional(),
+      form: z.enum(ANSWER_FORMS).optional().describe("Of an answer from 400 on: what a person gets, or a program."),
+    })
     .optional(),
   wouldForward: z
     .strictObject({

@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { text as textOf } from "node:stream/consumers";
 import { styleText } from "node:util";
 import type { Environment } from "../config/load.ts";
-import type { AskedRequest, Explanation } from "../core/explanation.ts";
+import type { AnswerForm, AskedRequest, Explanation } from "../core/explanation.ts";
 import { readProblem } from "../core/file-problems.ts";
 import { ADMIN_HELP, ADMIN_OPTIONS, adminOf, callAdmin } from "./admin.ts";
 import { CommandError, parse, print, UsageError } from "./arguments.ts";
@@ -112,8 +112,13 @@ async function requestIn(file: string): Promise<RequestText> {
 
 const MAX_LINE_LENGTH = 400;
 
+const FORM_WORDS: Readonly<Record<AnswerForm, string>> = {
+  page: "a page, for somebody who waits for one",
+  "problem-details": "problem details, because the request does not ask for a page",
+};
+
 /** Aligned, with a mark for each step; in colours where standard output is a terminal and NO_COLOR is not set. */
-export function renderExplanation({ steps, conclusion, advice }: Explanation): string {
+export function renderExplanation({ steps, conclusion, advice, wouldAnswer }: Explanation): string {
   const width = Math.max(...steps.map(({ step }) => step.length));
   const indent = " ".repeat(width + 4);
   const lines = steps.flatMap(({ step, finding, detail = [], ok }) => [
@@ -121,6 +126,7 @@ export function renderExplanation({ steps, conclusion, advice }: Explanation): s
     ...detail.map((line) => indent + styled("dim", plain(line, MAX_LINE_LENGTH))),
   ]);
   const parts = [...lines, "", styled("bold", plain(conclusion, 1000))];
+  if (wouldAnswer?.form !== undefined) parts.push(`It would be sent as ${FORM_WORDS[wouldAnswer.form]}.`);
   if (advice !== undefined) parts.push(`If that is not what was wanted: ${plain(advice, 1000)}.`);
   return `${parts.join("\n")}\n`;
 }

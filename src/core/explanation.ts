@@ -46,6 +46,10 @@ export interface ExplanationStep {
   readonly ok: boolean;
 }
 
+/** How Coatcheck says what it answers itself: to a person, or to a program (RFC 9457). */
+export const ANSWER_FORMS = ["page", "problem-details"] as const;
+export type AnswerForm = (typeof ANSWER_FORMS)[number];
+
 export interface RemovedHeader {
   readonly name: string;
   readonly why: string;
@@ -58,7 +62,13 @@ export interface Explanation {
   /** What to change if that is not what was wanted. */
   readonly advice?: string;
   /** Coatcheck answers itself. */
-  readonly wouldAnswer?: { readonly status: number; readonly error?: string; readonly location?: string };
+  readonly wouldAnswer?: {
+    readonly status: number;
+    readonly error?: string;
+    readonly location?: string;
+    /** Of an answer from 400 on, where the head of the request could be read. */
+    readonly form?: AnswerForm;
+  };
   /** The application answers. */
   readonly wouldForward?: {
     /** `host:port` */

@@ -10,6 +10,7 @@ import type {
 } from "../core/explanation.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
 import type { RequestTarget } from "../core/request-target.ts";
@@ -152,12 +153,13 @@ class Replay {
 
   async run(): Promise<Explanation> {
     try {
-      return await this.#walk();
+      return withForm(await this.#walk(), this.#parsed.rawHeaders);
     } catch (error) {
       if (!(error instanceof ProxyError)) throw error;
       this.#tell(this.#at, error.message, false, this.#circumstances);
       const { status, code, message } = error;
-      return answered(this.#steps, status, code, message, this.#adviceOn(error));
+      const explanation = answered(this.#steps, status, code, message, this.#adviceOn(error));
+      return withForm(explanation, this.#parsed.rawHeaders);
     }
   }
 
@@ -420,4 +422,12 @@ function answered(
     ...(advice !== undefined && { advice }),
     wouldAnswer: { status, ...(error && { error }), ...(location !== undefined && { location }) },
   };
+}
+
+/** Says in which of its two forms an answer of Coatcheck's own would be sent. */
+function withForm(explanation: Explanation, rawHeaders: readonly string[]): Explanation {
+  const { wouldAnswer } = explanation;
+  if (wouldAnswer === undefined || wouldAnswer.status < 400) return explanation;
+  const form = isForPerson(rawHeaders) ? "page" : "problem-details";
+  return { ...explanation, wouldAnswer: { ...wouldAnswer, form } };
 }
