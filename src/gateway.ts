@@ -1,9 +1,9 @@
 import type { Server } from "node:http";
-import { type SecureContextOptions, Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
 import { adminEndpoints, createAdmin } from "./admin/admin.ts";
 import { type AdminApi, localApi } from "./admin/api.ts";
-import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./certificate.ts";
+import { type KeyPair, readTls, type TlsMaterial } from "./certificate.ts";
+import { renewCertificate } from "./certificate-renewal.ts";
 import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
 import { IdentityHeaders } from "./core/identity.ts";
@@ -216,12 +216,15 @@ export class Gateway {
     this.#admin = createAdmin({ api: this.api, token: config.admin.token, tls: tls.admin });
     this.#adminConnections = new Connections(this.#admin);
     const { certificatePollMs: pollMs } = options;
-    if (tls.admin !== undefined && config.admin.tls !== undefined)
-      this.#watchCertificate("admin", this.#admin, config.admin.tls, tls.admin, pollMs, (pair) => pair);
+    if (tls.admin !== undefined && config.admin.tls !== undefined && worker === undefined) {
+      const [listener, server, files, pair] = ["admin", this.#admin, config.admin.tls, tls.admin] as const;
+      this.#unwatchCertificates.push(renewCertificate({ listener, server, files, pair, pollMs, observer }));
+    }
     if (tls.listen !== undefined && config.listen.tls !== undefined) {
       const { minVersion } = config.listen.tls;
-      const context = (pair: KeyPair) => secureContext(minVersion, pair);
-      this.#watchCertificate("listen", this.#server, config.listen.tls, tls.listen, pollMs, context);
+      const contextOf = (pair: KeyPair) => secureContext(minVersion, pair);
+      const [listener, server, files, pair] = ["listen", this.#server, config.listen.tls, tls.listen] as const;
+      this.#unwatchCertificates.push(renewCertificate({ listener, server, files, pair, pollMs, observer, contextOf }));
     }
   }
 
@@ -356,36 +359,6 @@ export class Gateway {
     await Promise.all([this.#serverConnections.drain(timeoutMs), this.#redirectorConnections?.drain(timeoutMs)]);
     this.observer.log.event("info", "gateway.stopped", "stopped");
     await this.#release();
-  }
-
-  /** New connections get a renewed certificate; those that are open keep the old one. */
-  #watchCertificate(
-    listener: string,
-    server: Server,
-    files: NonNullable<Config["admin"]["tls"]>,
-    pair: KeyPair,
-    pollMs: number | undefined,
-    contextOf: (pair: KeyPair) => SecureContextOptions,
-  ): void {
-    const { metrics, log } = this.observer;
-    metrics.certificate(listener, pair.notAfter);
-    const unwatch = watchCertificate({
-      files,
-      pair,
-      pollMs,
-      onReplaced: (renewed) => {
-        if (server instanceof TlsServer) server.setSecureContext(contextOf(renewed));
-        metrics.certificate(listener, renewed.notAfter);
-        const fields = { listener, not_after: new Date(renewed.notAfter).toISOString() };
-        log.event("info", "certificate.replaced", "a renewed certificate is in use", fields);
-      },
-      onRefused: (problem) =>
-        log.event("error", "certificate.refused", "a new certificate cannot be used; the one before goes on", {
-          listener,
-          problem,
-        }),
-    });
-    this.#unwatchCertificates.push(unwatch);
   }
 
   /** Lets go of everything that is held open. */

@@ -37,7 +37,9 @@ export interface ListenTlsConfig {
   readonly strictTransport: string | undefined;
 }
 
-/** What the code works with: made once, frozen, times in milliseconds. */
+/**
+ * What the code works with: made once, frozen, times in milliseconds. Data that can be cloned, because workers are sent it.
+ */
 export interface Config {
   /** What this was made from, in the words of the file, with secrets: two configurations are compared by it. */
   readonly settings: Settings;
@@ -95,18 +97,11 @@ export interface Config {
   readonly shown: Settings;
 }
 
-/**
- * Turns checked settings, and what the environment says of traces, into what the code works with.
- * @param ephemeralSecret for the cookie, where the settings have none: the one of another process. Absent: one is made.
- */
-export function compile(
-  settings: Settings,
-  traceExport: TraceExport | undefined,
-  ephemeralSecret = randomBytes(32).toString("base64url"),
-): Config {
+/** Turns checked settings, and what the environment says of traces, into what the code works with. */
+export function compile(settings: Settings, traceExport: TraceExport | undefined): Config {
   const { listen, admin, session, observe } = settings;
   const { cookie } = session;
-  const isEphemeral = cookie.secrets.length === 0;
+  const ephemeralSecret = cookie.secrets.length === 0;
   return deepFreeze({
     settings,
     listen: { ...listen, tls: listen.tls && compileListenTls(listen.tls) },
@@ -119,9 +114,9 @@ export function compile(
       cookie: {
         ...cookie,
         domain: cookie.domain,
-        secrets: isEphemeral ? [ephemeralSecret] : cookie.secrets,
+        secrets: ephemeralSecret ? [randomBytes(32).toString("base64url")] : cookie.secrets,
       },
-      ephemeralSecret: isEphemeral,
+      ephemeralSecret,
       codec: session.codec,
       encryptionKeys: session.encryptionKeys,
       layout: session.layout,

@@ -156,6 +156,12 @@ export class Log {
     ring.push({ time: isoTime(Date.now()), level, ...fields });
   }
 
+  /** Passes on lines that another process has made. @param lines whole ones. */
+  relay(lines: Buffer): void {
+    if (this.#output === undefined) this.#destination.write(lines.toString());
+    else this.#output.writeLines(lines);
+  }
+
   /** Writes what is gathered, and waits for it a little; the end. */
   async close(): Promise<void> {
     await this.#output?.end();

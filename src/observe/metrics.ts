@@ -275,6 +275,10 @@ export class Metrics {
     this.#workerMemory.set({ worker }, memoryBytes);
   }
 
+  workerGone(worker: number): void {
+    this.#workerMemory.remove({ worker });
+  }
+
   watchesActive(count: number): void {
     this.#watchesActive.set(count);
   }

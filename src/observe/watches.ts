@@ -64,13 +64,14 @@ export class Watches {
 
   /**
    * Begins a watch; one for the same target goes on, with a new end.
+   * @param newId for one that begins, where several processes are to call it the same.
    * @returns `undefined` when there are too many.
    */
-  begin(target: WatchTarget, forMs: number): WatchSummary | undefined {
+  begin(target: WatchTarget, forMs: number, newId = newSpanId()): WatchSummary | undefined {
     const before = this.#find(target);
     if (before === undefined && this.#watches.size >= MAX_WATCHES) return undefined;
     const now = Date.now();
-    const id = before?.id ?? newSpanId();
+    const id = before?.id ?? newId;
     clearTimeout(before?.timer);
     const watch: RunningWatch = {
       id,
