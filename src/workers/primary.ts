@@ -1,6 +1,5 @@
 import cluster from "node:cluster";
 import type { Server } from "node:http";
-import { availableParallelism } from "node:os";
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { createAdmin } from "../admin/admin.ts";
@@ -143,7 +142,6 @@ export class Primary {
     const { admin, session, workers } = this.#config;
     const { log } = this.observer;
     if (session.ephemeralSecret) warnOfEphemeralSecret(log);
-    const cores = availableParallelism();
     try {
       await open(this.#admin, admin, "admin");
       this.#admin.on("error", (error) => log.unexpected(error));
@@ -159,7 +157,6 @@ export class Primary {
         admin: this.adminUrl,
         store: first.worker?.store ?? "",
         workers,
-        cores,
       });
     } catch (error) {
       await this.close();

@@ -55,7 +55,8 @@ class Worker {
       return await untilSignal(() => this.#close(gateway), this.#drained.promise);
     } catch (error) {
       await told({ type: "failed", message: String(error instanceof Error ? error.message : error).slice(0, 10_000) });
-      return 1;
+      // The channel to the primary would keep the process.
+      process.exit(1);
     }
   }
 
