@@ -2,7 +2,7 @@ import { performance } from "node:perf_hooks";
 import type { Dump } from "../admin/dump.ts";
 import type { LogEvent } from "../observe/logging.ts";
 import type { PlaceReport } from "./fan-out.ts";
-import { endOf } from "./merged-lists.ts";
+import { newestFirst } from "./merged-lists.ts";
 import { NoAnswer } from "./worker-process.ts";
 
 const MAX_EXCHANGES = 1_000;
@@ -35,8 +35,8 @@ export function mergeDumps(
     ...all.flatMap(({ worker, dump }) => dump.events.map((event) => ({ ...event, worker }))),
   ];
   const exchanges = Object.keys(first.dump.exchanges).map((ring) => {
-    const records = all.flatMap(({ worker, dump }) => (dump.exchanges[ring] ?? []).map((it) => ({ ...it, worker })));
-    return [ring, records.sort((a, b) => endOf(b) - endOf(a)).slice(0, MAX_EXCHANGES)];
+    const lists = all.map(({ worker, dump }) => (dump.exchanges[ring] ?? []).map((it) => ({ ...it, worker })));
+    return [ring, newestFirst(lists, MAX_EXCHANGES)];
   });
   return {
     ...first.dump,
@@ -65,7 +65,6 @@ export function mergeDumps(
           startedAt: dump.build.startedAt,
           runtime: dump.runtime,
           cache: dump.cache,
-          requests: dump.exchanges.recent?.length ?? 0,
         }),
       };
     }),

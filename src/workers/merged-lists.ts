@@ -36,8 +36,8 @@ export class Positions {
     lists: readonly Said<ExchangeList>[],
     { limit, after, positions }: { limit: number; after: string | null; positions: Position | undefined },
   ): ExchangeList {
-    const all = lists.flatMap(({ worker, value }) => value.exchanges.map((it) => ({ ...it, worker })));
-    const exchanges = all.sort((a, b) => endOf(b) - endOf(a)).slice(0, limit);
+    const all = lists.map(({ worker, value }) => value.exchanges.map((it) => ({ ...it, worker })));
+    const exchanges = newestFirst(all, limit);
     const position = new Map(positions);
     for (const { worker, value } of lists) {
       const newest = value.exchanges[0]?.spanId;
@@ -61,14 +61,32 @@ export class Positions {
   }
 }
 
-/** Milliseconds since the epoch: rings are in the order in which requests ended. */
-export function endOf({
-  time,
-  timings,
-}: {
+/** Lists as one, each in the order in which it is: times tell what was first at different workers only. */
+export function newestFirst<T extends Timed>(lists: readonly (readonly T[])[], limit: number): T[] {
+  const merged: T[] = [];
+  const next = lists.map(() => 0);
+  while (merged.length < limit) {
+    let newest: number | undefined;
+    for (const [index, list] of lists.entries()) {
+      const candidate = list[next[index] as number];
+      if (candidate === undefined) continue;
+      const before = newest === undefined ? undefined : lists[newest]?.[next[newest] as number];
+      if (before === undefined || endOf(candidate) > endOf(before)) newest = index;
+    }
+    if (newest === undefined) break;
+    merged.push(lists[newest]?.[next[newest] as number] as T);
+    next[newest] = (next[newest] as number) + 1;
+  }
+  return merged;
+}
+
+interface Timed {
   readonly time: string;
   readonly timings: { readonly ended?: number | undefined };
-}) {
+}
+
+/** Milliseconds since the epoch: rings are in the order in which requests ended. */
+function endOf({ time, timings }: Timed): number {
   return Date.parse(time) + (timings.ended ?? 0);
 }
 
