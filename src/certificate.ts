@@ -1,14 +1,12 @@
 import { X509Certificate } from "node:crypto";
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
 import type { Config, UpstreamTlsConfig } from "./config/compile.ts";
 import { readProblem } from "./core/file-problems.ts";
+import { stampOf, watchFiles } from "./file-watch.ts";
 import type { UpstreamTls } from "./upstream/upstream.ts";
 
-/**
- * The certificate of a listener, in files that others renew. They are looked at again and again: notifications of the
- * file system do not come from every editor, network file system or Kubernetes volume, and a few seconds do not matter.
- */
+/** The certificate of a listener, in files that others renew; a few seconds do not matter. */
 
 const POLL_MS = 10_000;
 
@@ -47,7 +45,7 @@ export interface CertificateWatch {
 /** @throws Error that names the file and says what is wrong with it, or that the two do not belong together. */
 export async function readKeyPair(files: CertificateFiles): Promise<KeyPair> {
   const { cert, key } = files;
-  const stamp = await stampOf(files);
+  const stamp = await stampOf([cert, key]);
   const pair = { cert: await read(cert), key: await read(key) };
   let leaf: X509Certificate;
   try {
@@ -121,16 +119,7 @@ export function watchCertificate({
   onRefused,
   pollMs = POLL_MS,
 }: CertificateWatch): () => void {
-  let used = pair.stamp;
-  let seen: string | undefined;
-  let looking = false;
-  const look = async (): Promise<void> => {
-    const stamp = await stampOf(files);
-    // A change that is still going on, such as a certificate whose key comes next, is left for the next time.
-    const isSettled = stamp === seen;
-    seen = stamp;
-    if (stamp === used || !isSettled) return;
-    used = stamp;
+  const onChanged = async (): Promise<void> => {
     try {
       const renewed = await readKeyPair(files);
       if (renewed.notAfter <= Date.now()) throw new Error(`${files.cert} has ended already`);
@@ -139,15 +128,7 @@ export function watchCertificate({
       onRefused(error instanceof Error ? error.message : String(error));
     }
   };
-  const begin = (): void => {
-    if (looking) return;
-    looking = true;
-    look().finally(() => {
-      looking = false;
-    });
-  };
-  const timer = setInterval(begin, pollMs).unref();
-  return () => clearInterval(timer);
+  return watchFiles({ files: [files.cert, files.key], stamp: pair.stamp, onChanged, pollMs }).end;
 }
 
 async function read(file: string): Promise<Buffer> {
@@ -156,15 +137,6 @@ async function read(file: string): Promise<Buffer> {
   } catch (error) {
     throw new Error(`${file} ${readProblem(error)}`);
   }
-}
-
-/** Changes when one of the files does; what is not there has a stamp too. */
-async function stampOf(files: CertificateFiles): Promise<string> {
-  const stamps = [files.cert, files.key].map(async (file) => {
-    const found = await stat(file).catch(() => undefined);
-    return found === undefined ? "none" : `${found.ino} ${found.size} ${found.mtimeMs}`;
-  });
-  return (await Promise.all(stamps)).join(", ");
 }
 
 function codeOf(error: unknown): string {

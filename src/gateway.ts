@@ -1,32 +1,29 @@
 import type { Server } from "node:http";
+import { type SecureContextOptions, Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
 import { adminEndpoints, createAdmin } from "./admin/admin.ts";
 import { type AdminApi, localApi } from "./admin/api.ts";
 import { type KeyPair, readTls, type TlsMaterial } from "./certificate.ts";
 import { renewCertificate } from "./certificate-renewal.ts";
-import { changedKeys } from "./config/changes.ts";
 import type { Config } from "./config/compile.ts";
-import { IdentityHeaders } from "./core/identity.ts";
-import { TrustedProxies } from "./core/peer.ts";
-import { HeaderRules } from "./core/request-head.ts";
-import { ResponseHeaderRules } from "./core/response-head.ts";
-import { RouteTable } from "./core/routes.ts";
+import { change } from "./config/reload.ts";
+import type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
 import type { SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
 import { takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
+import { buildGate, type FileContents, Generations, type Shared, wouldOpen } from "./generation.ts";
 import { createListener, type ListenerOptions } from "./listener.ts";
 import { Connections, open, portOf, urlOf } from "./listening.ts";
 import type { Log, LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
-import { Observer, type ReloadResult } from "./observe/observer.ts";
-import type { Gate } from "./pipeline.ts";
+import { Observer } from "./observe/observer.ts";
 import { redirectTo } from "./redirect.ts";
+import { type ConfigSource, Reloader } from "./reloader.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
-import { SessionCookie } from "./session/cookie.ts";
 import { Logouts } from "./session/logouts.ts";
 import { NearCache, type NearCacheObserver } from "./session/near-cache.ts";
 import { StoreLookup } from "./session/resolver.ts";
@@ -36,7 +33,6 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
-import { Upstream } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -49,6 +45,8 @@ export interface GatewayOptions {
   readonly certificatePollMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
+  /** Where the configuration came from, to read it again; absent: nowhere. */
+  readonly source?: ConfigSource;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
   /** It is one of several processes, which have one admin listener together: `api` takes its place. */
@@ -68,8 +66,7 @@ export interface WorkerOptions {
 interface GatewayParts {
   readonly observer: Observer;
   readonly plainStore: SessionStore;
-  readonly tls: TlsMaterial;
-  readonly errorPages: ErrorPages;
+  readonly files: FileContents;
 }
 
 const STANDARD_OUTPUT = 1;
@@ -86,7 +83,9 @@ export class Gateway {
   readonly #toucher: Toucher;
   readonly #census: Census;
   readonly #webSockets: WebSockets;
-  readonly #upstreams: readonly Upstream[];
+  readonly #shared: Shared;
+  readonly #generations: Generations;
+  readonly #reloader: Reloader;
   readonly #server: Server;
   readonly #admin: Server;
   readonly #isWorker: boolean;
@@ -101,15 +100,23 @@ export class Gateway {
   /** The listener that only redirects to HTTPS. */
   readonly #redirector: Server | undefined;
   readonly #redirectorConnections: Connections | undefined;
-  readonly #unwatchCertificates: (() => void)[] = [];
+  readonly #certificatePollMs: number | undefined;
+  /** By listener. */
+  readonly #unwatchCertificates = new Map<string, () => void>();
 
   private constructor(config: Config, parts: GatewayParts, options: GatewayOptions) {
-    const { observer, plainStore, tls, errorPages } = parts;
-    const { session, routes } = config;
+    const { observer, plainStore, files } = parts;
     const { now = Date.now, command = [], worker } = options;
     this.#config = config;
     this.#isWorker = worker !== undefined;
+    this.#certificatePollMs = options.certificatePollMs;
     this.observer = observer;
+    this.#reloader = new Reloader({
+      source: options.source,
+      observer,
+      isWatched: () => this.#config.reload.watch,
+      apply: (read) => this.#reload(read),
+    });
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
       cache?.changed(key);
@@ -132,54 +139,32 @@ export class Gateway {
     );
     this.#census = new Census(store, (sessions) => observer.metrics.storeSessions(store.kind, sessions));
     this.#store = store;
-    this.#upstreams = config.upstreams.map(
-      (upstream, index) => new Upstream({ ...upstream, tls: tls.upstreams[index] }),
-    );
-    this.#toucher = new Toucher({ store, expiry: session, now, onDropped: () => observer.metrics.touchDropped() });
+    this.#toucher = new Toucher({ store, now, onDropped: () => observer.metrics.touchDropped() });
     const lookup = cache ?? new StoreLookup(store);
     const webSockets = new WebSockets({
       lookup,
       toucher: this.#toucher,
-      sessionIdleTimeoutMs: session.idleTimeoutMs,
+      expiry: () => this.#config.session,
       now,
       observer: observer.webSocketObserver(),
     });
     this.#webSockets = webSockets;
-    const cookie = new SessionCookie(session.cookie);
-    const identity = new IdentityHeaders(config.identityHeaders);
-    const gate: Gate = {
-      trusted: new TrustedProxies(config.listen.trustedProxies),
-      requestRules: new HeaderRules(identity.names),
-      responseRules: new ResponseHeaderRules(session.cookie.name, config.listen.tls?.strictTransport),
-      routes: new RouteTable(routes),
-      upstreams: this.#upstreams,
-      cookie,
-      lookup,
-      binding: { to: session.bind, onMismatch: session.onMismatch },
-      lifecycle: {
-        store,
-        cookie,
-        expiry: session,
-        maxPerUser: session.maxPerUser,
-        now,
-        onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
-      },
-      toucher: this.#toucher,
-      logouts,
-      identity,
-      observer,
-      errorPages,
-      webSockets,
-      isDraining: () => this.#draining,
-    };
-    const listener = createListener(gate, listenerOptions(config, tls));
+    const isDraining = () => this.#draining;
+    this.#shared = { store, lookup, toucher: this.#toucher, logouts, observer, webSockets, isDraining, now };
+    const generations = new Generations(buildGate(config, files, this.#shared), (error) =>
+      observer.log.unexpected(error),
+    );
+    this.#generations = generations;
+    observer.metrics.watchConfigs(() => generations.size);
+    const listener = createListener(generations, listenerOptions(config, files.tls));
     this.#server = listener.server;
-    this.#serverConnections = new Connections(this.#server, listener.closeSessions, webSockets);
+    this.#serverConnections = new Connections(this.#server, { ...listener.care, lastToGo: webSockets });
     const { redirectFrom } = config.listen.tls ?? {};
     if (redirectFrom !== undefined) {
       const httpsPort = () => redirectFrom.httpsPort ?? portOf(this.#server);
-      this.#redirector = createListener(gate, { respond: redirectTo(httpsPort) }).server;
-      this.#redirectorConnections = new Connections(this.#redirector);
+      const redirector = createListener(generations, { respond: redirectTo(httpsPort) });
+      this.#redirector = redirector.server;
+      this.#redirectorConnections = new Connections(this.#redirector, redirector.care);
     }
     const takeDump = shared(() =>
       takeDumpOf({
@@ -189,7 +174,7 @@ export class Gateway {
         store,
         isCustomStore: options.store !== undefined || isCustom(config.store),
         cache,
-        isDraining: gate.isDraining,
+        isDraining,
       }),
     );
     this.#dumpFiles = new DumpFiles({
@@ -201,31 +186,35 @@ export class Gateway {
       hasToken: config.admin.token !== undefined,
       observer,
       version: VERSION,
-      isDraining: gate.isDraining,
+      isDraining,
       checkStore: () => store.check(),
       probeStore: () => probeStore(store, now),
-      explainer: createExplainer({ gate, store: plainStore, ephemeralSecret: session.ephemeralSecret }),
+      explainer: createExplainer(() => ({
+        gate: generations.current.gate,
+        store: plainStore,
+        ephemeralSecret: this.#config.session.ephemeralSecret,
+      })),
       sessions: createSessionAdministration({
         store,
         onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
       webSockets: (whose) => webSockets.list(whose),
       takeDump,
+      reload: () => this.reread("operator"),
     });
     this.api = localApi(endpoints, (error) => observer.log.unexpected(error));
-    this.#admin = createAdmin({ api: this.api, token: config.admin.token, tls: tls.admin });
+    this.#admin = createAdmin({ api: this.api, token: config.admin.token, tls: files.tls.admin });
     this.#adminConnections = new Connections(this.#admin);
-    const { certificatePollMs: pollMs } = options;
-    if (tls.admin !== undefined && config.admin.tls !== undefined && worker === undefined) {
-      const [listener, server, files, pair] = ["admin", this.#admin, config.admin.tls, tls.admin] as const;
-      this.#unwatchCertificates.push(renewCertificate({ listener, server, files, pair, pollMs, observer }));
-    }
-    if (tls.listen !== undefined && config.listen.tls !== undefined) {
-      const { minVersion } = config.listen.tls;
-      const contextOf = (pair: KeyPair) => secureContext(minVersion, pair);
-      const [listener, server, files, pair] = ["listen", this.#server, config.listen.tls, tls.listen] as const;
-      this.#unwatchCertificates.push(renewCertificate({ listener, server, files, pair, pollMs, observer, contextOf }));
-    }
+    const { admin } = files.tls;
+    if (admin !== undefined && config.admin.tls !== undefined && worker === undefined)
+      this.#watchCertificate("admin", this.#admin, config.admin.tls, admin, (pair) => pair);
+    this.#watchListenCertificate(config, files.tls);
+  }
+
+  #watchListenCertificate({ listen }: Config, { listen: pair }: TlsMaterial): void {
+    if (pair === undefined || listen.tls === undefined) return;
+    const { minVersion } = listen.tls;
+    this.#watchCertificate("listen", this.#server, listen.tls, pair, (renewed) => secureContext(minVersion, renewed));
   }
 
   /**
@@ -235,8 +224,7 @@ export class Gateway {
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
     const { logDestination, now = Date.now, worker } = options;
-    const tls = await readTls(config);
-    const errorPages = await readErrorPages(config);
+    const files = await readFiles(config);
     const prettyLog = worker ? worker.prettyLog : prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
@@ -250,7 +238,7 @@ export class Gateway {
       const plainStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, tls, errorPages }, options);
+      return new Gateway(config, { observer, plainStore, files }, options);
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -278,6 +266,7 @@ export class Gateway {
     }
     await this.#store.check();
     this.#census.begin();
+    this.#reloader.watch();
     if (this.#isWorker) return;
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
@@ -313,60 +302,107 @@ export class Gateway {
   }
 
   /**
-   * Takes over what of a new configuration can change while the gateway runs: the section `observe`, for now.
+   * Applies another configuration, as far as it can change while the gateway runs (`NEEDS_RESTART`): from one request to
+   * the next, while those that have begun go on by the one before. Of several calls, one waits for the other.
+   * @param by whose doing it is, for the log.
    * @returns the keys that differ from what was in effect.
+   * @throws Error when a file that it names cannot be used, or the gateway is ending: then nothing has changed.
    */
-  reload({ observe, settings, shown }: Config): ReloadResult {
-    const before = this.#config;
-    const { format } = before.observe.log;
-    const keys = changedKeys(before.settings, settings);
-    const isApplied = (key: string) => key.startsWith("observe.") && key !== "observe.log.format";
-    const inEffect = (read: Config["settings"]["observe"]) => ({ ...read, log: { ...read.log, format } });
-    this.#config = {
-      ...before,
-      observe: { ...observe, log: { ...observe.log, format }, traceExport: before.observe.traceExport },
-      settings: { ...before.settings, observe: inEffect(settings.observe) },
-      shown: { ...before.shown, observe: inEffect(shown.observe) },
-    };
-    this.observer.reconfigure(observe);
-    const result = { applied: keys.filter(isApplied), needsRestart: keys.filter((key) => !isApplied(key)) };
-    this.observer.reloaded(result);
+  reload(read: Config, by: ReloadCause = "program"): Promise<ReloadResult> {
+    return this.#reloader.reload(read, by);
+  }
+
+  async #reload(read: Config): Promise<ReloadResult> {
+    const { config, ...result } = change(this.#config, read);
+    const files = await readFiles(config);
+    if (this.#draining) throw new Error("the gateway is about to end");
+    this.#config = config;
+    const gate = buildGate(config, files, this.#shared, this.#generations.upstreams);
+    this.#generations.replace(gate);
+    if (this.#server instanceof TlsServer && files.tls.listen !== undefined && config.listen.tls !== undefined)
+      this.#server.setSecureContext(secureContext(config.listen.tls.minVersion, files.tls.listen));
+    this.#watchListenCertificate(config, files.tls);
+    this.#webSockets.reroute((exchange, hasSession) => wouldOpen(gate, exchange, hasSession));
+    this.observer.reconfigure(config.observe);
     return result;
   }
 
-  /** A configuration that makes no sense: logged and counted, and everything goes on. @param problems a line each. */
-  refuseReload(problems: readonly string[]): void {
-    this.observer.reloadRefused(problems);
+  /**
+   * Reads the configuration anew, from where it came, and applies it. One that makes no sense, or names a file that cannot
+   * be used, is refused as a whole: everything goes on as it was. What became of it is logged and counted.
+   */
+  reread(by: ReloadCause): Promise<ReloadOutcome> {
+    return this.#reloader.reread(by);
   }
 
   /**
    * Ends: readiness first, then the requests in flight, then the sockets, then the store. Bounded by
    * `shutdown.delay` + `shutdown.timeout`, and two seconds for the last spans.
+   * @param times in place of those of the configuration.
    */
-  close(): Promise<void> {
-    this.#closing ??= this.#close();
+  close(times: Config["shutdown"] = this.#config.shutdown): Promise<void> {
+    this.#closing ??= this.#close(times);
     return this.#closing;
   }
 
-  async #close(): Promise<void> {
-    const { delayMs, timeoutMs } = this.#config.shutdown;
+  async #close({ delayMs, timeoutMs }: Config["shutdown"]): Promise<void> {
+    const began = performance.now();
+    const connections = [
+      this.#serverConnections,
+      ...(this.#redirectorConnections ? [this.#redirectorConnections] : []),
+    ];
     this.#draining = true;
+    this.observer.metrics.draining();
     this.observer.log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
       delay_s: delayMs / 1000,
       timeout_s: timeoutMs / 1000,
+      requests: this.#generations.requests,
+      websockets: this.#webSockets.open,
     });
+    for (const each of connections) each.leave();
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
-    await Promise.all([this.#serverConnections.drain(timeoutMs), this.#redirectorConnections?.drain(timeoutMs)]);
-    this.observer.log.event("info", "gateway.stopped", "stopped");
+    const cut = await Promise.all(connections.map((each) => each.drain(timeoutMs)));
+    const requestsCut = cut.reduce((sum, requests) => sum + requests, 0);
+    const [level, text] =
+      requestsCut === 0
+        ? (["info", "stopped"] as const)
+        : (["warn", `stopped; ${requestsCut} requests had not ended in time and were cut`] as const);
+    this.observer.log.event(level, "gateway.stopped", text, {
+      duration_s: Math.round(performance.now() - began) / 1000,
+      requests_cut: requestsCut,
+    });
     await this.#release();
+  }
+
+  /** Tells, for the process that is about to end without any more waiting, what that cuts off. */
+  abandon(): { readonly requests: number; readonly websockets: number } {
+    const cut = { requests: this.#generations.requests, websockets: this.#webSockets.open };
+    this.observer.log.event("warn", "gateway.abandoned", "told a second time to end: at once", cut);
+    this.observer.log.flush();
+    return cut;
+  }
+
+  /** New connections get a renewed certificate; those that are open keep the old one. */
+  #watchCertificate(
+    listener: "listen" | "admin",
+    server: Server,
+    files: NonNullable<Config["admin"]["tls"]>,
+    pair: KeyPair,
+    contextOf: (pair: KeyPair) => SecureContextOptions,
+  ): void {
+    const [pollMs, observer] = [this.#certificatePollMs, this.observer];
+    const unwatch = renewCertificate({ listener, server, files, pair, pollMs, observer, contextOf });
+    this.#unwatchCertificates.get(listener)?.();
+    this.#unwatchCertificates.set(listener, unwatch);
   }
 
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
-    for (const unwatch of this.#unwatchCertificates) unwatch();
+    this.#reloader.end();
+    for (const unwatch of this.#unwatchCertificates.values()) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
     await this.#webSockets.end();
-    await Promise.all(this.#upstreams.map((upstream) => upstream.close()));
+    await this.#generations.close();
     await this.#toucher.flush();
     await this.#census.end();
     await this.#store.close();
@@ -377,8 +413,14 @@ export class Gateway {
 
 function listenerOptions({ listen }: Config, { listen: pair }: TlsMaterial): ListenerOptions {
   if (listen.tls === undefined || pair === undefined) return {};
-  const { minVersion, http2, strictTransport } = listen.tls;
-  return { tls: { options: listenerTls(minVersion, http2, pair), http2 }, strictTransport };
+  const { minVersion, http2 } = listen.tls;
+  return { tls: { options: listenerTls(minVersion, http2, pair), http2 } };
+}
+
+/** Reads what a configuration names. @throws Error that names setting and file. */
+export async function readFiles(config: Config): Promise<FileContents> {
+  const [tls, errorPages] = await Promise.all([readTls(config), readErrorPages(config)]);
+  return { tls, errorPages };
 }
 
 /**

@@ -16,7 +16,9 @@ const MAX_FIELDS = 256;
 
 /** A connection without a request under way is closed after this, whatever else its client says. */
 const IDLE_TIMEOUT_MS = 75_000;
-/** How long a connection that was told to go may take. */
+/** The first GOAWAY takes no stream back. */
+const NO_LAST_STREAM = 2 ** 31 - 1;
+/** How long a connection that was told to go may take, where its client has nothing under way or does not answer. */
 const GOING_TIMEOUT_MS = 1_000;
 
 /** PING and SETTINGS frames that a client may send within ten seconds (CVE-2019-9512, CVE-2019-9515). */
@@ -52,8 +54,8 @@ export class Http2Sessions {
   }
 
   /** Tells all clients to go: what is under way goes on, and nothing new begins. */
-  close(): void {
-    for (const session of this.#sessions) session.close();
+  leave(): void {
+    for (const session of this.#sessions) session.leave();
   }
 }
 
@@ -63,6 +65,7 @@ class Http2Connection {
   readonly #options: Http2Options;
   readonly #idle: NodeJS.Timeout;
   #streams = 0;
+  #isLeaving = false;
   #controlFrames = 0;
   #controlSince = 0;
 
@@ -103,9 +106,20 @@ class Http2Connection {
     });
   }
 
-  /** GOAWAY, and the end when the last stream has ended. */
-  close(): void {
-    if (!this.#session.closed) this.#session.close();
+  /**
+   * GOAWAY, twice, and the end when the last stream has ended (RFC 9113 §6.8): the first one takes back nothing of what is
+   * on its way here, and the second one, when the client has answered and so has seen the first, names the last stream.
+   */
+  leave(): void {
+    const session = this.#session;
+    if (this.#isLeaving || session.closed || session.destroyed) return;
+    this.#isLeaving = true;
+    session.goaway(constants.NGHTTP2_NO_ERROR, NO_LAST_STREAM);
+    const close = (): void => {
+      if (!session.closed && !session.destroyed) session.close();
+    };
+    if (!session.ping(close)) close();
+    setTimeout(close, GOING_TIMEOUT_MS).unref();
   }
 
   #start(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
@@ -119,7 +133,7 @@ class Http2Connection {
   #ended(): void {
     this.#streams--;
     this.#idle.refresh();
-    if (this.#options.isDraining()) this.close();
+    if (this.#options.isDraining()) this.leave();
   }
 
   #countControlFrame(): void {
@@ -134,8 +148,10 @@ class Http2Connection {
 
   #onIdle(): void {
     if (this.#streams > 0) return;
-    this.close();
-    setTimeout(() => this.#session.destroy(), GOING_TIMEOUT_MS).unref();
+    this.leave();
+    setTimeout(() => {
+      if (this.#streams === 0) this.#session.destroy();
+    }, GOING_TIMEOUT_MS).unref();
   }
 }
 

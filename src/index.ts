@@ -5,6 +5,7 @@ export { loadConfig, loadConfigFile, loadConfigText } from "./config/load.ts";
 export { ConfigError } from "./config/problems.ts";
 export { type ErrorCode, ProxyError, storeUnavailable } from "./core/errors.ts";
 export type { Json, JsonObject } from "./core/json.ts";
+export type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
 export {
   type AttributeChanges,
   type FindResult,
@@ -32,6 +33,7 @@ export type {
 export { Gateway, type GatewayOptions } from "./gateway.ts";
 export { ListenError } from "./listening.ts";
 export type { LogDestination } from "./observe/logging.ts";
+export type { ConfigSource } from "./reloader.ts";
 export { AttributesByCommit } from "./store/attributes.ts";
 export { SessionCodec, type SessionCodecOptions } from "./store/codec.ts";
 export type { CustomStoreOptions, OpenCustomStore } from "./store/custom.ts";

@@ -4,7 +4,7 @@ import {
   METHODS,
   type Server,
   type ServerOptions,
-  type ServerResponse,
+  ServerResponse,
 } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
@@ -12,16 +12,18 @@ import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
 import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
 import { asksForWebSocket, ClientUpgrade, hasContent } from "./client-upgrade.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
-import { badRequest, type ProxyError } from "./core/errors.ts";
+import { badRequest, ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
 import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import { isForPerson } from "./core/navigation.ts";
-import { describePeer, type Encryption, type Peer } from "./core/peer.ts";
+import { describePeer, type Encryption, type Peer, type TrustedProxies } from "./core/peer.ts";
 import { newSpanId, newTraceId } from "./core/trace-context.ts";
+import type { Generations } from "./generation.ts";
 import type { Http2Request } from "./http2-messages.ts";
 import { Http2Sessions } from "./http2-sessions.ts";
+import type { ConnectionCare } from "./listening.ts";
 import { type Gate, handle } from "./pipeline.ts";
 
 /** Octets of a request head, and of a request line; larger ones get 431 and 414. */
@@ -38,9 +40,9 @@ const CLIENT_IDLE_TIMEOUT_MS = 60_000;
 
 /** What is going on on one connection. */
 interface Connection {
-  readonly peer: Peer;
-  /** Value of `Strict-Transport-Security`, if any. */
-  readonly strictTransport: string | undefined;
+  peer: Peer;
+  /** Who was believed when the peer was described. */
+  trusted: TrustedProxies;
   /** Requests that were started and whose response is not out. */
   readonly running: Set<Conversation>;
   /** Pipelined requests whose turn has not come. */
@@ -72,21 +74,26 @@ const KNOWN_METHODS: ReadonlySet<string> = new Set(METHODS);
 export interface ListenerOptions {
   /** Absent: no TLS. */
   readonly tls?: { readonly options: TlsOptions; readonly http2: boolean };
-  /** `Strict-Transport-Security` of every response. */
-  readonly strictTransport?: string | undefined;
   /** What becomes of a request; by default the way of `pipeline.ts`. */
   readonly respond?: (gate: Gate, conversation: Conversation) => Promise<void>;
 }
 
 export interface Listener {
   readonly server: Server;
-  /** Tells clients of HTTP/2 to go; in HTTP/1.1, node closes what is idle. */
-  readonly closeSessions: () => void;
+  /** How its connections end, but for WebSockets. */
+  readonly care: ConnectionCare;
 }
 
-/** The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else. */
-export function createListener(gate: Gate, options: ListenerOptions = {}): Listener {
-  const { tls, strictTransport, respond = handle } = options;
+/**
+ * The server that browsers reach. It takes care of connections and framing; `pipeline.ts` of everything else.
+ * @param generations whose current one is that of a request for as long as it lives.
+ */
+export function createListener(generations: Generations, options: ListenerOptions = {}): Listener {
+  const { tls, respond = handle } = options;
+  /** For what belongs to no request, or does not change. */
+  const currentGate = (): Gate => generations.current.gate;
+  const { observer, isDraining } = currentGate();
+  const strictTransportOf = (gate: Gate) => (tls === undefined ? undefined : gate.strictTransport);
   const connections = new WeakMap<Socket, Connection>();
   /** What node does not read on from behind, whether or not it is granted. */
   const upgrades = new WeakSet<IncomingMessage>();
@@ -105,13 +112,29 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
 
   const connectionOf = (socket: Socket): Connection => {
+    const { trusted } = currentGate();
     let connection = connections.get(socket);
     if (connection === undefined) {
-      const peer = describePeer(socket.remoteAddress, encryptionOf(socket), gate.trusted);
-      connection = { peer, strictTransport, running: new Set(), waiting: 0, refusal: undefined };
+      const peer = describePeer(socket.remoteAddress, encryptionOf(socket), trusted);
+      connection = { peer, trusted, running: new Set(), waiting: 0, refusal: undefined };
       connections.set(socket, connection);
+    } else if (connection.trusted !== trusted) {
+      connection.trusted = trusted;
+      connection.peer = describePeer(socket.remoteAddress, encryptionOf(socket), trusted);
     }
     return connection;
+  };
+
+  /** Answers a message that never became a request, with a record of its own, and closes the connection. */
+  const refuse = (socket: Socket, connection: Connection, refusal: Refusal): void => {
+    if (!socket.writable) return;
+    const gate = currentGate();
+    const exchange = openExchange(gate, "", "1.1", connection.peer);
+    exchange.status = refusal.status;
+    exchange.fail("http_request_error", refusal.message);
+    const { errorPages } = gate;
+    writeRefusal({ errorPages, strictTransport: strictTransportOf(gate) }, socket, refusal, exchange);
+    closeExchange(gate, exchange, true);
   };
 
   const begin = (
@@ -123,13 +146,16 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     upgrade?: ClientUpgrade,
   ): Conversation => {
     const connection = connectionOf(socket);
+    const generation = generations.current;
+    const { gate } = generation;
+    generation.begin();
     const exchange = openExchange(gate, req.method ?? "", httpVersion, connection.peer);
     const conversation: Conversation = {
       req,
       res,
       peer: connection.peer,
       exchange,
-      strictTransport,
+      strictTransport: strictTransportOf(gate),
       errorPages: gate.errorPages,
       expectsContinue,
       upgrade,
@@ -138,22 +164,26 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     res.once("close", () => {
       connection.running.delete(conversation);
       conversation.onClose?.();
+      generation.end();
       closeExchange(gate, exchange, res.writableFinished);
       if (connection.refusal !== undefined && connection.running.size === 0)
-        refuse(gate, socket, connection, connection.refusal);
+        refuse(socket, connection, connection.refusal);
     });
     return conversation;
   };
 
   const run = (conversation: Conversation): void => {
-    respond(gate, conversation).catch((error: unknown) => gate.observer.log.unexpected(error, conversation.exchange));
+    // In the same turn as it began: the same generation.
+    respond(currentGate(), conversation).catch((error: unknown) =>
+      observer.log.unexpected(error, conversation.exchange),
+    );
   };
 
   const start = (req: IncomingMessage, res: ServerResponse, expectsContinue: boolean): void => {
     const connection = connectionOf(req.socket);
     // A pipelined request waits for the response before it, so that a POST cannot overtake.
     if (res.socket === null) {
-      if (++connection.waiting > MAX_PIPELINED) refuseFlood(gate, req.socket, connection);
+      if (++connection.waiting > MAX_PIPELINED) refuseFlood(currentGate(), req.socket, connection);
       res.once("socket", () => {
         connection.waiting--;
         start(req, res, expectsContinue);
@@ -162,16 +192,17 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     }
     if (connection.refusal !== undefined && !req.complete) {
       // Its content is what was malformed: it will never be whole.
-      refuse(gate, req.socket, connection, connection.refusal);
+      refuse(req.socket, connection, connection.refusal);
       return;
     }
     // llhttp reads a line without a version as HTTP/0.9, and one of HTTP/2.0 like any other.
     if (req.httpVersionMajor !== 1) {
-      refuse(gate, req.socket, connection, VERSION_REFUSAL);
+      refuse(req.socket, connection, VERSION_REFUSAL);
       return;
     }
     // Node drops what is behind an upgrade in the same packet, so the client is told that nothing else was read.
-    if (req.headers.upgrade !== undefined && upgrades.has(req)) res.shouldKeepAlive = false;
+    const isLast = req.headers.upgrade !== undefined && upgrades.has(req);
+    if (isLast || isDraining()) res.shouldKeepAlive = false;
     run(begin(req.socket, req, res, versionOf(req), expectsContinue));
   };
 
@@ -180,7 +211,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     const { running } = connectionOf(socket);
     // Before Node 24.9, those that are not granted come this way too.
     if (running.size > 0 || hasContent(req)) {
-      refuse(gate, socket, connectionOf(socket), UPGRADE_REFUSAL);
+      refuse(socket, connectionOf(socket), UPGRADE_REFUSAL);
       return;
     }
     const upgrade = new ClientUpgrade(req, socket, octets);
@@ -194,10 +225,10 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       const conversation = begin(socket, req, res, "2", req.expectsContinue);
       const problem = http2Problem(req);
       if (problem === undefined) run(conversation);
-      else fail(conversation, problem, gate.observer);
+      else fail(conversation, problem, observer);
     },
-    isDraining: gate.isDraining,
-    onRefused: (socket, refusal) => record(gate, connectionOf(socket), "2", refusal),
+    isDraining,
+    onRefused: (socket, refusal) => record(currentGate(), connectionOf(socket), "2", refusal),
   });
   if (server instanceof TlsServer) {
     // Node's own, which reads HTTP/1.1 from every connection.
@@ -207,10 +238,21 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       if (socket.alpnProtocol === "h2") http2.accept(socket);
       else serveHttp1?.call(server, socket);
     });
-    server.on("tlsClientError", (error: ClientError) =>
-      gate.observer.metrics.handshakeFailed(handshakeFailure(error.code)),
-    );
+    server.on("tlsClientError", (error: ClientError) => observer.metrics.handshakeFailed(handshakeFailure(error.code)));
   }
+
+  /** The gateway ends, and what runs on a connection has not: it is told so where it can be, and recorded as such. */
+  const cut = (socket: Socket): number => {
+    const running = [...(connections.get(socket)?.running ?? [])].filter(
+      ({ exchange }) => exchange.endedMs === undefined,
+    );
+    for (const conversation of running) {
+      conversation.onClose?.();
+      if (conversation.res instanceof ServerResponse) conversation.res.shouldKeepAlive = false;
+      fail(conversation, new ProxyError("proxy_shutdown", "it had not ended within shutdown.timeout"), observer);
+    }
+    return running.length;
+  };
 
   server.timeout = CLIENT_IDLE_TIMEOUT_MS;
   server.on("timeout", (socket: Socket) => {
@@ -229,7 +271,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     socket.on("error", () => socket.destroy());
     const connection = connectionOf(socket);
     if (connection.running.size === 0) {
-      refuse(gate, socket, connection, CONNECT_REFUSAL);
+      refuse(socket, connection, CONNECT_REFUSAL);
       return;
     }
     connection.refusal = CONNECT_REFUSAL;
@@ -242,7 +284,7 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
     const refusal = describeClientError(error);
     const [current] = connection.running;
     if (refusal === undefined || !socket.writable) socket.destroy();
-    else if (current === undefined) refuse(gate, socket, connection, refusal);
+    else if (current === undefined) refuse(socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
     else if (current.exchange.endedMs !== undefined) current.res.end();
     else if (current.res.headersSent) socket.destroy();
@@ -252,10 +294,10 @@ export function createListener(gate: Gate, options: ListenerOptions = {}): Liste
       current.exchange.status = refusal.status;
       current.onClose?.();
       const forPerson = isForPerson(current.req.rawHeaders);
-      writeRefusal(gate, socket, { ...refusal, forPerson }, current.exchange, strictTransport);
+      writeRefusal(current, socket, { ...refusal, forPerson }, current.exchange);
     }
   });
-  return { server, closeSessions: () => http2.close() };
+  return { server, care: { leave: () => http2.leave(), cut } };
 }
 
 /** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */
@@ -310,16 +352,6 @@ function closeExchange(gate: Gate, exchange: Exchange, responseFinished: boolean
     );
 }
 
-/** Answers a message that never became a request, with a record of its own, and closes the connection. */
-function refuse(gate: Gate, socket: Socket, connection: Connection, refusal: Refusal): void {
-  if (!socket.writable) return;
-  const exchange = openExchange(gate, "", "1.1", connection.peer);
-  exchange.status = refusal.status;
-  exchange.fail("http_request_error", refusal.message);
-  writeRefusal(gate, socket, refusal, exchange, connection.strictTransport);
-  closeExchange(gate, exchange, true);
-}
-
 /** Ends a connection on which too much waits: it would cost memory without an end. There is no place for an answer. */
 function refuseFlood(gate: Gate, socket: Socket, connection: Connection): void {
   if (socket.destroyed) return;
@@ -337,11 +369,10 @@ function record(gate: Gate, { peer }: Connection, httpVersion: string, { status,
 
 /** Says why, and closes; a client that keeps its side open is not waited for. */
 function writeRefusal(
-  { errorPages }: Gate,
+  { errorPages, strictTransport }: Pick<Conversation, "errorPages" | "strictTransport">,
   socket: Socket,
   { status, forPerson = false }: Refusal,
   { method, traceId }: Exchange,
-  strictTransport: string | undefined,
 ): void {
   const options = { errorPages, traceId, strictTransport, forPerson };
   const { head, body } = ownMessage({ status, error: "http_request_error" }, options);

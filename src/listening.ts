@@ -40,51 +40,81 @@ export interface LastToGo {
   closeAll(): void;
 }
 
+/** What is to be known of connections beyond their sockets, to end them in order. */
+export interface ConnectionCare {
+  /** Tells clients to go whose connections are not node's to close. Called again and again. */
+  readonly leave?: () => void;
+  /** The time is over: what is going on on a connection ends with an answer where that is possible. @returns how many requests that were. */
+  readonly cut?: (socket: Socket) => number;
+  readonly lastToGo?: LastToGo;
+}
+
 /** Before its deadline, a drain asks those to end that it would otherwise have waited for till then. */
 const FAREWELL_MS = 1_000;
+/** How long the last answers may take to go out. */
+const LAST_ANSWERS_MS = 250;
 
 /** The sockets of a server, with those that node has let go of after a CONNECT. */
 export class Connections {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
-  readonly #closeSessions: () => void;
-  readonly #lastToGo: LastToGo | undefined;
+  readonly #care: ConnectionCare;
 
-  /** @param closeSessions tells clients on connections that are not node's to close that they are to go. */
-  constructor(server: Server, closeSessions = () => {}, lastToGo?: LastToGo) {
+  constructor(server: Server, care: ConnectionCare = {}) {
     this.#server = server;
-    this.#lastToGo = lastToGo;
-    this.#closeSessions = closeSessions;
+    this.#care = care;
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
     });
   }
 
+  /** Tells clients to go, while new connections are still taken. In HTTP/1.1, each response says so. */
+  leave(): void {
+    this.#care.leave?.();
+  }
+
   /** A connection becomes idle when its answer is out; one that has never said anything is idle too, also for Node 24. */
   #closeIdle(): void {
     this.#server.closeIdleConnections();
     // Again and again: a handshake that was under way may have ended since.
-    this.#closeSessions();
+    this.leave();
     for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
-    if (this.#lastToGo !== undefined && this.#lastToGo.open >= this.#sockets.size) this.#lastToGo.closeAll();
+    const { lastToGo } = this.#care;
+    if (lastToGo !== undefined && lastToGo.open >= this.#sockets.size) lastToGo.closeAll();
   }
 
-  /** Stops accepting, waits for the requests in flight, and closes what is left when the time is over. */
-  drain(timeoutMs: number): Promise<void> {
+  /** Ends what is left. @returns how many requests had not ended. */
+  #cut(): number {
+    let requests = 0;
+    for (const socket of this.#sockets) requests += this.#care.cut?.(socket) ?? 0;
+    const destroyAll = () => {
+      for (const socket of this.#sockets) socket.destroy();
+    };
+    if (requests === 0) destroyAll();
+    else setTimeout(destroyAll, LAST_ANSWERS_MS);
+    return requests;
+  }
+
+  /**
+   * Stops accepting, waits for the requests in flight, and closes what is left when the time is over.
+   * @returns how many requests had not ended by then.
+   */
+  drain(timeoutMs: number): Promise<number> {
     return new Promise((resolve) => {
+      let cut = 0;
       const deadline = setTimeout(() => {
-        for (const socket of this.#sockets) socket.destroy();
+        cut = this.#cut();
       }, timeoutMs);
-      const farewell = setTimeout(() => this.#lastToGo?.closeAll(), Math.max(0, timeoutMs - FAREWELL_MS));
-      this.#closeSessions();
+      const farewell = setTimeout(() => this.#care.lastToGo?.closeAll(), Math.max(0, timeoutMs - FAREWELL_MS));
+      this.leave();
       const idle = setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
       // Also called, with an error that does not matter, when the server was not listening.
       this.#server.close(() => {
         clearTimeout(deadline);
         clearTimeout(farewell);
         clearInterval(idle);
-        resolve();
+        resolve(cut);
       });
     });
   }

@@ -28,11 +28,13 @@ import { forward, type UpgradeRequest } from "./upstream/forward.ts";
 import type { Upstream } from "./upstream/upstream.ts";
 import type { WebSockets } from "./websockets.ts";
 
-/** Everything that the way of a request needs; made once by the gateway. */
+/** Everything that the way of a request needs; made once for each configuration, and shared by all of its requests. */
 export interface Gate {
   readonly trusted: TrustedProxies;
   readonly requestRules: HeaderRules;
   readonly responseRules: ResponseHeaderRules;
+  /** Value of `Strict-Transport-Security`, for what goes out over TLS. */
+  readonly strictTransport: string | undefined;
   readonly routes: RouteTable;
   /** By `Route.index`. */
   readonly upstreams: readonly Upstream[];
@@ -98,7 +100,7 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     const slides =
       resolution.session !== undefined &&
       resolution.key !== undefined &&
-      gate.toucher.used(resolution.key, resolution.session) !== undefined;
+      gate.toucher.used(resolution.key, resolution.session, gate.lifecycle.expiry) !== undefined;
 
     const fields = fieldsFor(gate, head, target, cookie, resolution, peer, exchange);
     if (exchange.capture !== undefined) exchange.capture.forwarded = maskFields(fields);

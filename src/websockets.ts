@@ -5,6 +5,7 @@ import { ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
 import { endOf, type SessionKey } from "./core/session.ts";
 import type { WebSocketCloseReason, WebSocketPolicy } from "./core/websocket.ts";
+import type { ExpiryPolicy } from "./session/expiry.ts";
 import type { Resolution, SessionLookup } from "./session/resolver.ts";
 import type { Toucher } from "./session/touch.ts";
 import { Tunnel } from "./upstream/tunnel.ts";
@@ -36,8 +37,8 @@ export interface WebSocketClosing {
 export interface WebSocketsOptions {
   readonly lookup: SessionLookup;
   readonly toucher: Pick<Toucher, "used">;
-  /** `session.idleTimeout`, milliseconds. */
-  readonly sessionIdleTimeoutMs: number;
+  /** That of the configuration in effect. */
+  readonly expiry: () => ExpiryPolicy;
   /** Milliseconds since the epoch. */
   readonly now: () => number;
   readonly observer: WebSocketObserver;
@@ -66,10 +67,10 @@ export class WebSockets {
 
   /**
    * Keeps an eye on the session of a handshake, from before the application is asked.
-   * @throws ProxyError `destination_unavailable` (503) while the gateway ends.
+   * @throws ProxyError `proxy_shutdown` (503) while the gateway ends.
    */
   expect(exchange: Exchange, { key, session }: Resolution, policy: WebSocketPolicy): WebSocket {
-    if (this.#isClosing) throw new ProxyError("destination_unavailable", "the gateway is about to end");
+    if (this.#isClosing) throw new ProxyError("proxy_shutdown", "the gateway is about to end");
     const { observer } = this.#options;
     const owner = session === undefined ? undefined : key;
     const socket = new WebSocket({
@@ -92,7 +93,7 @@ export class WebSockets {
   }
 
   #checkEveryMs(): number {
-    return Math.min(CHECK_EVERY_MS, this.#options.sessionIdleTimeoutMs / CHECKS_PER_IDLE_TIMEOUT);
+    return Math.min(CHECK_EVERY_MS, this.#options.expiry().idleTimeoutMs / CHECKS_PER_IDLE_TIMEOUT);
   }
 
   #forget(socket: WebSocket): void {
@@ -132,7 +133,7 @@ export class WebSockets {
 
   /** Looks whether the session lives, and writes down that it was used. A store that gives no answer ends nothing. */
   async #check(key: SessionKey): Promise<void> {
-    const { lookup, toucher, now } = this.#options;
+    const { lookup, toucher, expiry, now } = this.#options;
     const { outcome, session } = await lookup.find(key);
     const sockets = this.#bySession.get(key);
     if (sockets === undefined) return;
@@ -140,7 +141,7 @@ export class WebSockets {
       let wasUsed = false;
       let endsAt = endOf(session);
       for (const socket of sockets) wasUsed = socket.takeUse() || wasUsed;
-      if (wasUsed) endsAt = Math.max(endsAt, toucher.used(key, session) ?? 0);
+      if (wasUsed) endsAt = Math.max(endsAt, toucher.used(key, session, expiry()) ?? 0);
       for (const socket of sockets) socket.endsAt = endsAt;
     } else if (outcome === "expired") this.#close(key, "session-expired");
     else if (outcome === "unknown") {
@@ -163,6 +164,16 @@ export class WebSockets {
     return { count: meant.length, truncated: meant.length > LISTED, websockets };
   }
 
+  /**
+   * Another configuration is in effect: those that would not be opened like this any more are told to go, so that their
+   * clients open them anew. The others stay as they are.
+   */
+  reroute(wouldOpen: (exchange: Exchange, hasSession: boolean) => boolean): void {
+    for (const socket of this.#all) {
+      if (!wouldOpen(socket.exchange, socket.key !== undefined)) socket.close("route-changed");
+    }
+  }
+
   /** The gateway ends, and so do they. No more are opened. */
   closeAll(): void {
     this.#isClosing = true;
@@ -179,6 +190,9 @@ export class WebSockets {
     if (this.#all.size > 0) await over;
   }
 }
+
+/** Why the gateway itself ends one, but for its silence. */
+type EndedByGateway = Exclude<WebSocketCloseReason, "client" | "upstream" | "idle">;
 
 interface WebSocketInit {
   readonly exchange: Exchange;
@@ -197,7 +211,7 @@ export class WebSocket {
   endsAt: number;
   #tunnel: Tunnel | undefined;
   /** Why it is to end; known before it is open, if the session ends during the handshake. */
-  #ending: "session-ended" | "session-expired" | "shutdown" | undefined;
+  #ending: EndedByGateway | undefined;
   #reportedIn = 0;
   #reportedOut = 0;
   #usesSeen = 0;
@@ -211,6 +225,10 @@ export class WebSocket {
     return this.#init.key;
   }
 
+  get exchange(): Exchange {
+    return this.#init.exchange;
+  }
+
   get userId(): string | undefined {
     return this.#init.userId;
   }
@@ -219,9 +237,11 @@ export class WebSocket {
     return this.#tunnel !== undefined;
   }
 
-  /** @throws ProxyError `http_request_denied` (403), `destination_unavailable` (503) when it must not be opened any more. */
+  /** @throws ProxyError `http_request_denied` (403), `proxy_shutdown` or `destination_unavailable` (503) when it must not be opened any more. */
   requireWanted(): void {
-    if (this.#ending === "shutdown") throw new ProxyError("destination_unavailable", "the gateway is about to end");
+    if (this.#ending === "shutdown") throw new ProxyError("proxy_shutdown", "the gateway is about to end");
+    if (this.#ending === "route-changed")
+      throw new ProxyError("destination_unavailable", "the route changed during the WebSocket handshake");
     if (this.#ending !== undefined)
       throw new ProxyError("http_request_denied", "the session ended during the WebSocket handshake");
   }
@@ -250,7 +270,7 @@ export class WebSocket {
     if (this.#tunnel === undefined) this.#init.onOver();
   }
 
-  close(reason: "session-ended" | "session-expired" | "shutdown"): void {
+  close(reason: EndedByGateway): void {
     this.#ending ??= reason;
     this.#tunnel?.close(reason);
   }

@@ -277,7 +277,7 @@ function compareMetrics(records: readonly ExchangeRecord[], metrics: string): Di
   const sum = total(metrics, "http_server_request_duration_seconds_sum");
   return [
     ...[...names]
-      .filter((name) => expected.get(name) !== found.get(name))
+      .filter((name) => (expected.get(name) ?? 0) !== (found.get(name) ?? 0)) // a counter may begin at 0
       .map((name) => ["metric", "", name, expected.get(name), found.get(name)] as const),
     ...differ("metric", "", { seconds: [true, Math.abs(sum - seconds) < 1e-6 * records.length] }),
   ];

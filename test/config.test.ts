@@ -425,6 +425,7 @@ t.test("random values: a problem or a configuration, never another exception", a
     "identity",
     "routes",
     "observe",
+    "reload",
     "shutdown",
     "listen: {port",
     "session: {cookie",

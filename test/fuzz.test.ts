@@ -55,6 +55,6 @@ for (const target of TARGETS) {
     const seed = Math.floor(Math.random() * 2 ** 32);
     const { inputs, failures } = await fuzz(target, { seed, seconds: (SECONDS * (SHARES[target.name] ?? 1)) / shares });
     for (const { problem, file } of failures) t.fail(problem.split("\n", 1).join(), { seed, file, problem });
-    t.ok(inputs > 20, `${inputs} inputs, seed ${seed}`);
+    t.ok(inputs > 0, `${inputs} inputs, seed ${seed}`);
   });
 }

@@ -217,11 +217,13 @@ async function watches(t: Teardown): Promise<Line[]> {
 }
 
 async function reloads(t: Teardown): Promise<Line[]> {
-  const running = await startGateway(t, {});
+  const route = { upstream: "http://127.0.0.1:9" };
+  const files: unknown[] = [{ routes: [route] }, {}];
+  const running = await startGateway(t, {}, { source: { read: () => loadConfig(files.shift(), {}).config } });
   const { gateway } = running;
   gateway.observer.settings.adjust({ log: { level: "debug" } }, 60_000);
-  gateway.reload(loadConfig({ routes: [{ upstream: "http://127.0.0.1:9" }] }, {}).config);
-  gateway.refuseReload(["routes: at least one route is needed"]);
+  await gateway.reread("signal");
+  await gateway.reread("signal");
   return running.logs;
 }
 

@@ -9,6 +9,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import t, { type Test } from "tap";
+import { WebSocket } from "ws";
 import { stringify } from "yaml";
 import { ask, cookiePair, type Reply } from "./support/client.ts";
 import { command, type Running } from "./support/command.ts";
@@ -28,6 +29,7 @@ import {
   temporaryFolder,
   type Upstream,
 } from "./support/servers.ts";
+import { startWebSocketApp } from "./support/websockets.ts";
 
 const OLD_SECRET = "the secret before, that has 32 letters";
 const USERS = 12;
@@ -93,6 +95,7 @@ async function startSite(t: Test): Promise<Site> {
   const app = await startApp(t);
   const broken = await startUpstream(t, (_received, _req, res) => res.writeHead(500).end());
   const silent = await startUpstream(t, () => {});
+  const chat = await startWebSocketApp(t);
   const down = `http://127.0.0.1:${await freePort()}`;
   const write = ["user", "cart"];
   const settings = {
@@ -113,6 +116,7 @@ async function startSite(t: Test): Promise<Site> {
       { match: { path: "/broken" }, upstream: broken.url, session: "none" },
       { match: { path: "/down" }, upstream: down, session: "none" },
       { match: { path: "/silent" }, upstream: silent.url, session: "none" },
+      { match: { path: "/chat" }, upstream: chat.url, session: "optional" },
     ],
     observe: { traces: { ratio: 0.2 }, log: { access: "errors" } },
   };
@@ -166,6 +170,7 @@ class Traffic {
   readonly #site: Site;
   readonly #visitors: Visitor[] = [];
   readonly #left: Visitor[] = [];
+  readonly #chats = new Set<Promise<unknown>>();
   #turn = 0;
 
   constructor(site: Site) {
@@ -177,8 +182,26 @@ class Traffic {
       this.#turn++;
       // An instance that is being restarted refuses connections.
       await Promise.allSettled([this.#normal(), this.#strange(), this.#operator()]);
+      if (this.#chats.size < 2) this.#chat();
       await new Promise((resolve) => setTimeout(resolve, 25));
     }
+    await Promise.all(this.#chats);
+  }
+
+  /** A WebSocket that is open for longer than Prometheus waits between two scrapes. */
+  #chat(): void {
+    const socket = new WebSocket(this.#url("/chat").replace("http:", "ws:"));
+    const over = new Promise<void>((resolve) => {
+      socket.on("close", () => resolve());
+      socket.on("error", () => resolve());
+      socket.on("open", () => socket.send("hello"));
+    });
+    const leave = setTimeout(() => socket.close(), 1_500);
+    const chat = over.finally(() => {
+      clearTimeout(leave);
+      this.#chats.delete(chat);
+    });
+    this.#chats.add(chat);
   }
 
   #url(path = "/"): string {
@@ -331,6 +354,8 @@ const MAY_BE_ZERO = new Set([
   "Log lines dropped",
   // test/tls.test.ts has failed handshakes; the gateways here speak HTTP.
   "Failed TLS handshakes",
+  // test/streaming.test.ts and its like have applications that close under a request.
+  "Requests sent again",
   "Spans B",
   "Evictions and invalidations A",
   "Resting servers and dropped touches B",

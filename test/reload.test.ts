@@ -165,7 +165,7 @@ t.test("a reload replaces what operators changed, for a while or for good", asyn
     { routes: [{ upstream: "http://127.0.0.1:9" }], observe: { traces: { ratio: 0.2 } } },
     {},
   );
-  const result = gateway.gateway.reload(config);
+  const result = await gateway.gateway.reload(config);
   t.same(result.applied, ["observe.traces.ratio"]);
   t.ok(result.needsRestart.includes("store"));
   const settings = JSON.parse((await ask(`${gateway.adminUrl}/observe`)).body);
@@ -183,23 +183,23 @@ t.test("rings of the recorder grow and shrink, the newest stay", async (t) => {
     for (const name of names) await ask(`${gateway.url}/${name}`);
     await until(async () => (await paths())[0] === `/${names.at(-1)}` || (await paths()).length === 0);
   };
-  const resize = (exchanges: number) => {
+  const resize = async (exchanges: number) => {
     const observe = { recorder: { exchanges } };
-    gateway.gateway.reload(loadConfig({ routes: [{ upstream: upstream.url }], observe }, {}).config);
+    await gateway.gateway.reload(loadConfig({ routes: [{ upstream: upstream.url }], observe }, {}).config);
   };
   await visit("1", "2", "3", "4");
   t.same(await paths(), ["/4", "/3", "/2"]);
-  resize(5);
+  await resize(5);
   await visit("5", "6");
   t.same(await paths(), ["/6", "/5", "/4", "/3", "/2"]);
-  resize(2);
+  await resize(2);
   t.same(await paths(), ["/6", "/5"]);
   await visit("7");
   t.same(await paths(), ["/7", "/6"]);
-  resize(4);
+  await resize(4);
   await visit("8", "9", "10");
   t.same(await paths(), ["/10", "/9", "/8", "/7"]);
-  resize(0);
+  await resize(0);
   await visit("11");
   t.same(await paths(), []);
 });

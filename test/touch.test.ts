@@ -6,10 +6,11 @@ import { Toucher } from "../src/session/touch.ts";
 
 const MINUTE_MS = 60_000;
 
+const expiry = { idleTimeoutMs: 30 * MINUTE_MS, absoluteTimeoutMs: 12 * 60 * MINUTE_MS };
+
 function toucher(touch: (key: string, expiresAt: number) => Promise<"touched">) {
   const clock = { now: 1_000_000 };
   const dropped = { count: 0 };
-  const expiry = { idleTimeoutMs: 30 * MINUTE_MS, absoluteTimeoutMs: 12 * 60 * MINUTE_MS };
   const session: Session = {
     user: { id: "1" },
     data: {},
@@ -22,7 +23,7 @@ function toucher(touch: (key: string, expiresAt: number) => Promise<"touched">) 
     dropped.count++;
   };
   return {
-    toucher: new Toucher({ store: { touch }, expiry, now: () => clock.now, onDropped }),
+    toucher: new Toucher({ store: { touch }, now: () => clock.now, onDropped }),
     session,
     clock,
     dropped,
@@ -40,10 +41,10 @@ t.test("a session that many requests use is touched once, with the last minute's
     return "touched";
   });
   clock.now += MINUTE_MS - 1;
-  t.equal(it.used("k", session), undefined, "not yet");
+  t.equal(it.used("k", session, expiry), undefined, "not yet");
   clock.now += 1;
-  t.equal(it.used("k", session), clock.now + 30 * MINUTE_MS);
-  for (let i = 0; i < 100; i++) t.equal(it.used("k", session), undefined);
+  t.equal(it.used("k", session, expiry), clock.now + 30 * MINUTE_MS);
+  for (let i = 0; i < 100; i++) t.equal(it.used("k", session, expiry), undefined);
   t.same(touches, [], "not on the way of the request");
   await delay(60);
   t.same(touches, [["k", clock.now + 30 * MINUTE_MS]]);
@@ -58,15 +59,15 @@ t.test("beyond a thousand that wait they are dropped and counted; what fails is 
     dropped,
   } = toucher(() => new Promise((_, reject) => waiting.push(() => reject(new Error("down")))));
   clock.now += MINUTE_MS;
-  for (let i = 0; i < 1500; i++) it.used(`k${i}`, session);
+  for (let i = 0; i < 1500; i++) it.used(`k${i}`, session, expiry);
   t.equal(dropped.count, 500);
   const flushed = it.flush();
   t.equal(waiting.length, 1000);
-  it.used("other", session);
+  it.used("other", session, expiry);
   t.equal(dropped.count, 501, "those under way count too");
   for (const fail of waiting) fail();
   await flushed;
-  t.not(it.used("k1", session), undefined);
+  t.not(it.used("k1", session, expiry), undefined);
 });
 
 t.test("what waits is sent at the end", async (t) => {
@@ -81,10 +82,10 @@ t.test("what waits is sent at the end", async (t) => {
     return "touched";
   });
   clock.now += MINUTE_MS;
-  it.used("k", session);
+  it.used("k", session, expiry);
   await it.flush();
   t.same(touches, ["k"]);
-  it.used("sent", session);
+  it.used("sent", session, expiry);
   it.flush();
   await it.flush();
   t.same(touches, ["k", "sent"], "and what has been sent is waited for");

@@ -11,6 +11,7 @@ import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { SessionAdministration, StoreReport, WebSocketList } from "../core/administration.ts";
 import type { Explainer } from "../core/explanation.ts";
+import type { ReloadOutcome } from "../core/reload.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
 import type { Observer } from "../observe/observer.ts";
 import { Profiler } from "../observe/profiler.ts";
@@ -23,6 +24,7 @@ import { answerMalformed } from "./malformed.ts";
 import { observeEndpoint } from "./observe.ts";
 import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
+import { reloadEndpoint } from "./reload.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
 import { watchEndpoint } from "./watch.ts";
 import { webSocketsEndpoint } from "./websockets.ts";
@@ -47,6 +49,8 @@ export interface EndpointOptions {
   readonly sessions: SessionAdministration;
   readonly webSockets: (whose: { userId: string | undefined; handle: string | undefined }) => WebSocketList;
   readonly takeDump: () => Promise<TakenDump>;
+  /** Reads the configuration again. */
+  readonly reload: () => Promise<ReloadOutcome>;
   readonly explainer: Explainer;
 }
 
@@ -135,6 +139,7 @@ export function adminEndpoints(options: EndpointOptions): Endpoints {
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
     observeEndpoint(observer.settings),
+    reloadEndpoint(options.reload),
     explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
     webSocketsEndpoint(webSockets),

@@ -4,7 +4,7 @@ import { MIN_SECRET_LENGTH } from "../config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "../config/load.ts";
 import { Gateway } from "../gateway.ts";
 import { VERSION } from "../version.ts";
-import type { Primary } from "../workers/primary.ts";
+import type { Primary, PrimaryOptions } from "../workers/primary.ts";
 import { endWhenUnread, FAILED, parse, print, tellOptions, UsageError, WRONG_USAGE } from "./arguments.ts";
 import { check } from "./check.ts";
 import { runDemo } from "./demo.ts";
@@ -13,7 +13,7 @@ import { runExchanges } from "./exchanges.ts";
 import { runExplain } from "./explain.ts";
 import { runObserve } from "./observe.ts";
 import { runProfile } from "./profile.ts";
-import { reloadOnSignal } from "./reload.ts";
+import { reloadOnSignal, sourceOf } from "./reload.ts";
 import { runSessions } from "./sessions.ts";
 import { runTop } from "./top.ts";
 import { runWatch } from "./watch.ts";
@@ -110,14 +110,22 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
   switch (command) {
     case "serve": {
       const names = Object.keys(values).map((name) => `--${name}`);
-      const gateway = await create(load(values, environment).config, [command, ...names]);
+      const source = values.config === undefined ? undefined : sourceOf(values.config, environment);
+      const gateway = await create(load(values, environment).config, {
+        command: [command, ...names],
+        ...(source && { source }),
+      });
       attend(gateway);
-      reloadOnSignal(gateway, values.config, environment);
+      reloadOnSignal(gateway);
       await gateway.listen().catch((error: unknown) => {
         if (values.config === undefined) tellOptions(error);
         throw error;
       });
-      return untilSignal(() => gateway.close());
+      return untilSignal(
+        () => gateway.close(),
+        undefined,
+        () => gateway.abandon(),
+      );
     }
     case "check":
       return check(values.config === undefined ? [] : ["--config", values.config], environment);
@@ -163,10 +171,10 @@ function load(options: Options, environment: Environment): { config: Config } {
 }
 
 /** One process, or several below this one; only who has several loads what that takes. */
-async function create(config: Config, command: readonly string[]): Promise<Gateway | Primary> {
-  if (config.workers === 1) return Gateway.create(config, { command });
+async function create(config: Config, options: PrimaryOptions): Promise<Gateway | Primary> {
+  if (config.workers === 1) return Gateway.create(config, options);
   const { Primary } = await import("../workers/primary.ts");
-  return Primary.create(config, { command });
+  return Primary.create(config, options);
 }
 
 /** What a process does for its gateway, beside ending it. */
@@ -197,8 +205,15 @@ function dumpOnSignal(gateway: Pick<Gateway, "writeDump">): void {
 /** How long the process waits for what is left when everything that counts has been closed, milliseconds. */
 const LEAVE_AFTER_MS = 250;
 
-/** Serves until SIGTERM, SIGINT or `sooner`, then ends in order; a second signal ends at once. */
-function untilSignal(close: () => Promise<void>, sooner?: Promise<unknown>): Promise<number> {
+/**
+ * Serves until SIGTERM, SIGINT or `sooner`, then ends in order; a second signal ends at once.
+ * @param abandon says what that cuts off.
+ */
+function untilSignal(
+  close: () => Promise<void>,
+  sooner?: Promise<unknown>,
+  abandon?: Gateway["abandon"],
+): Promise<number> {
   return new Promise((resolve) => {
     let ending = false;
     // A collector that is silent would hold the process for as long as its exporter has patience.
@@ -206,8 +221,13 @@ function untilSignal(close: () => Promise<void>, sooner?: Promise<unknown>): Pro
       setTimeout(() => process.exit(status), LEAVE_AFTER_MS).unref();
       resolve(status);
     };
-    const end = (): void => {
-      if (ending) process.exit(FAILED);
+    const end = (signal?: NodeJS.Signals): void => {
+      if (ending) {
+        const { requests, websockets } = abandon?.() ?? { requests: 0, websockets: 0 };
+        const cut = `; cut off: ${requests} requests, ${websockets} WebSockets`;
+        process.stderr.write(`coatcheck: ${signal} a second time: ended at once${abandon === undefined ? "" : cut}\n`);
+        process.exit(FAILED);
+      }
       ending = true;
       close().then(
         () => leave(0),

@@ -92,16 +92,25 @@ export interface Config {
     readonly dumps: { readonly folder: string | undefined };
   };
   readonly errors: { readonly pages: string | undefined };
+  /** Whether a change of the file is enough. */
+  readonly reload: { readonly watch: boolean };
   readonly shutdown: { readonly delayMs: number; readonly timeoutMs: number };
   /** What this was made from, secrets masked: for people. */
   readonly shown: Settings;
 }
 
-/** Turns checked settings, and what the environment says of traces, into what the code works with. */
-export function compile(settings: Settings, traceExport: TraceExport | undefined): Config {
+/**
+ * Turns checked settings, and what the environment says of traces, into what the code works with.
+ * @param ephemeralSecret signs cookies where no secret is configured.
+ */
+export function compile(
+  settings: Settings,
+  traceExport: TraceExport | undefined,
+  ephemeralSecret = randomBytes(32).toString("base64url"),
+): Config {
   const { listen, admin, session, observe } = settings;
   const { cookie } = session;
-  const ephemeralSecret = cookie.secrets.length === 0;
+  const isEphemeral = cookie.secrets.length === 0;
   return deepFreeze({
     settings,
     listen: { ...listen, tls: listen.tls && compileListenTls(listen.tls) },
@@ -114,9 +123,9 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       cookie: {
         ...cookie,
         domain: cookie.domain,
-        secrets: ephemeralSecret ? [randomBytes(32).toString("base64url")] : cookie.secrets,
+        secrets: isEphemeral ? [ephemeralSecret] : cookie.secrets,
       },
-      ephemeralSecret,
+      ephemeralSecret: isEphemeral,
       codec: session.codec,
       encryptionKeys: session.encryptionKeys,
       layout: session.layout,
@@ -155,6 +164,7 @@ export function compile(settings: Settings, traceExport: TraceExport | undefined
       dumps: { folder: observe.dumps.folder },
     },
     errors: { pages: settings.errors.pages },
+    reload: settings.reload,
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });

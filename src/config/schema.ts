@@ -582,8 +582,18 @@ const observe = z
   })
   .prefault({})
   .describe(
-    "Logs, traces and the recorder. SIGHUP reads this section anew; `log` and `traces` can also be changed while it runs, with `coatcheck observe`.",
+    "Logs, traces and the recorder. `log` and `traces` can also be changed without the file, with `coatcheck observe`.",
   );
+
+const reload = z
+  .strictObject({
+    watch: z
+      .boolean()
+      .default(true)
+      .describe("Whether the file is looked at every second, and read again when it has changed, as by SIGHUP."),
+  })
+  .prefault({})
+  .describe("What changes while it runs, and what needs a restart: [docs/lifecycle.md](lifecycle.md#reload)");
 
 const shutdown = z
   .strictObject({
@@ -611,7 +621,7 @@ const errors = z
       .min(1)
       .optional()
       .describe(
-        "Folder with pages of your own: `503.html`, `5xx.html`, `4xx.html`, `error.html`; [docs/errors.md](errors.md). Relative to the working directory, read once, at the start: a change needs a restart.",
+        "Folder with pages of your own: `503.html`, `5xx.html`, `4xx.html`, `error.html`; [docs/errors.md](errors.md). Relative to the working directory, read at the start and with each reload.",
       ),
   })
   .prefault({})
@@ -629,6 +639,7 @@ export const settingsSchema = z
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),
     errors,
     observe,
+    reload,
     shutdown,
   })
   .superRefine((value, context) => {

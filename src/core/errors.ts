@@ -32,6 +32,8 @@ const STATUS_BY_CODE = {
   session_store_unavailable: 503,
   /** Ours: two responses changed the same session attribute; the later one is told. */
   session_write_conflict: 409,
+  /** Ours: the gateway ended, and the request had not in the time that `shutdown.timeout` gives. */
+  proxy_shutdown: 503,
 } as const;
 
 export type ErrorCode = keyof typeof STATUS_BY_CODE;

@@ -78,6 +78,13 @@ export const WRITE_BACK_RESULTS = [
 ] as const;
 export type WriteBackResult = (typeof WRITE_BACK_RESULTS)[number];
 
+/** What the gateway could not do, whatever the upstream did. */
+const OWN_FAILURES: ReadonlySet<ErrorCode> = new Set([
+  "session_store_unavailable",
+  "session_write_conflict",
+  "proxy_shutdown",
+]);
+
 /** Those that are an attempt to forge or remove what only the gateway may say. The others are normal. */
 const SPOOF_CLASSES: ReadonlySet<StripClass> = new Set(["managed", "alias", "connection", "internal"]);
 
@@ -390,7 +397,7 @@ export class Exchange {
   /** Why the attempt upstream failed: not what the gateway itself could not do with a good answer. */
   get upstreamError(): ErrorCode | undefined {
     const { error } = this;
-    return error === "session_store_unavailable" || error === "session_write_conflict" ? undefined : error;
+    return error !== undefined && OWN_FAILURES.has(error) ? undefined : error;
   }
 
   /** @param names of attributes that were dropped. */

@@ -24,6 +24,8 @@ export const WEBSOCKET_CLOSE_REASONS = [
   "session-ended",
   /** The session was idle for too long, has reached its greatest age, or was replaced by a login. */
   "session-expired",
+  /** A reload took its route away, sent it elsewhere, or takes no WebSockets there any more. */
+  "route-changed",
   "shutdown",
 ] as const;
 export type WebSocketCloseReason = (typeof WEBSOCKET_CLOSE_REASONS)[number];
@@ -31,6 +33,7 @@ export type WebSocketCloseReason = (typeof WEBSOCKET_CLOSE_REASONS)[number];
 /** @see https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1 */
 export const CLOSE_CODES: Readonly<Record<Exclude<WebSocketCloseReason, "client" | "upstream">, number>> = {
   idle: 1001,
+  "route-changed": 1001,
   shutdown: 1001,
   "session-ended": 1008,
   "session-expired": 1008,

@@ -71,18 +71,24 @@ export interface ExplainerOptions {
   readonly ephemeralSecret: boolean;
 }
 
-/** Says what would become of a request, and why, with the very functions that requests go through. */
-export function createExplainer(options: ExplainerOptions): Explainer {
-  const { gate } = options;
-  const facts: Facts = { cookie: gate.cookie.facts, ephemeralSecret: options.ephemeralSecret };
+function factsOf({ gate, ephemeralSecret }: ExplainerOptions): Facts {
+  return { cookie: gate.cookie.facts, ephemeralSecret };
+}
+
+/**
+ * Says what would become of a request, and why, with the very functions that requests go through.
+ * @param options as they are at the moment: the configuration changes.
+ */
+export function createExplainer(options: () => ExplainerOptions): Explainer {
   return {
-    request: (asked) => explainAsked(options, facts, asked),
+    request: (asked) => explainAsked(options(), asked),
     trace: (traceId) => {
+      const { gate } = options();
       const records = recordsOf(gate.observer, traceId);
       const [record] = records;
       if (record === undefined)
         return { problem: "no exchange with this trace id is recorded: it was overwritten, or met another instance" };
-      return explainRecord(record, records.length, gate.routes, facts);
+      return explainRecord(record, records.length, gate.routes, factsOf(options()));
     },
   };
 }
@@ -95,15 +101,11 @@ function recordsOf({ recorder, watches }: Observer, traceId: string): readonly E
   return [...found.values()].sort((a, b) => Date.parse(b.time) - Date.parse(a.time));
 }
 
-async function explainAsked(
-  options: ExplainerOptions,
-  facts: Facts,
-  asked: AskedRequest,
-): Promise<Explanation | Unexplained> {
+async function explainAsked(options: ExplainerOptions, asked: AskedRequest): Promise<Explanation | Unexplained> {
   const octets = composeHead(asked);
   if ("problem" in octets) return octets;
   const parsed = await parseHead(octets);
-  if ("rawHeaders" in parsed) return new Replay(options, facts, parsed, asked.client).run();
+  if ("rawHeaders" in parsed) return new Replay(options, parsed, asked.client).run();
   const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
   return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");
 }
@@ -135,11 +137,11 @@ class Replay {
   #path = "";
   #hostname = "";
 
-  constructor(options: ExplainerOptions, facts: Facts, parsed: ParsedHead, client: string | undefined) {
+  constructor(options: ExplainerOptions, parsed: ParsedHead, client: string | undefined) {
     const { gate, store } = options;
     this.#options = options;
     this.#gate = gate;
-    this.#facts = facts;
+    this.#facts = factsOf(options);
     this.#parsed = parsed;
     this.#client = client;
     this.#peer = describePeer(client, undefined, gate.trusted);

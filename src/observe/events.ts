@@ -67,6 +67,8 @@ export interface EventDefinition {
 
 const HANDLE = "Names the session; it opens nothing.";
 const SUPPRESSED = "How many more there were since the line before this one.";
+const RELOAD_CAUSE =
+  "`signal` (SIGHUP), `file` (it was changed), `operator` (`POST /reload`), or `program`: the one that the gateway is part of.";
 
 export const EVENTS = {
   "session.created": {
@@ -228,23 +230,24 @@ export const EVENTS = {
   },
   "config.reloaded": {
     levels: ["info", "warn"],
-    about: "The configuration was read again (SIGHUP); `warn` when a part of it only counts at a start.",
+    about: "The configuration was read again and applied; `warn` when a restart is needed for a part of it.",
     fields: {
+      by: RELOAD_CAUSE,
       applied: "Keys that changed and are in effect.",
-      needs_restart: "Keys that differ from what is in effect, and only count at a start.",
+      needs_restart: "Keys that differ from what is in effect, and are not applied before the next start.",
     },
     advice: "Restart when `needs_restart` names something.",
   },
   "config.reload-refused": {
     levels: ["error"],
     about: "The configuration was read again and is wrong; the one before goes on.",
-    fields: { problems: "What is wrong, each with its path; the first 50." },
+    fields: { by: RELOAD_CAUSE, problems: "What is wrong, each with its path; the first 50." },
     advice: "Correct the file; a restart with it would fail.",
   },
   "config.nothing-to-reload": {
     levels: ["warn"],
-    about: "SIGHUP came, and the configuration is on the command line.",
-    fields: {},
+    about: "The configuration was to be read again, and it is not in a file but on the command line.",
+    fields: { by: RELOAD_CAUSE },
     advice: "Restart with other options, or use `--config FILE`.",
   },
   "observe.changed": {
@@ -347,14 +350,27 @@ export const EVENTS = {
     fields: {
       delay_s: "How long new requests are still served (`shutdown.delay`), seconds.",
       timeout_s: "How long those in flight may take after that (`shutdown.timeout`), seconds.",
+      requests: "How many are in flight.",
+      websockets: "How many are open.",
     },
     advice: "Nothing.",
   },
   "gateway.stopped": {
-    levels: ["info"],
-    about: "The last request has ended.",
-    fields: {},
-    advice: "Missing after `gateway.draining`: it was killed, or something hung.",
+    levels: ["info", "warn"],
+    about: "The last request has ended; `warn` when some had not in time and were cut.",
+    fields: {
+      duration_s: "Since `gateway.draining`, seconds.",
+      requests_cut: "How many requests were cut (error `proxy_shutdown`).",
+    },
+    advice:
+      "Missing after `gateway.draining`: it was killed, or something hung. Requests cut: give `shutdown.timeout` more.",
+  },
+  "gateway.abandoned": {
+    levels: ["warn"],
+    about: "A second SIGTERM or SIGINT came while it drained: it ends at once.",
+    fields: { requests: "How many were cut off.", websockets: "How many were cut off." },
+    advice:
+      "Somebody was impatient, or the supervisor's patience is shorter than `shutdown.delay` and `shutdown.timeout`.",
   },
   "certificate.replaced": {
     levels: ["info"],

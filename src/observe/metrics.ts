@@ -60,6 +60,8 @@ export class Metrics {
   readonly #reloads = this.#counter("coatcheck_config_reloads_total");
   readonly #lastReloadSuccessful = this.#gauge("coatcheck_config_last_reload_successful");
   readonly #lastReloadTimestamp = this.#gauge("coatcheck_config_last_reload_timestamp_seconds");
+  readonly #restartNeeded = this.#gauge("coatcheck_config_restart_needed");
+  readonly #draining = this.#gauge("coatcheck_draining");
   readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
   readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
   readonly #handshakeFailures = this.#counter("coatcheck_tls_handshake_failures_total");
@@ -69,6 +71,7 @@ export class Metrics {
   readonly #workerMemory = this.#gauge("coatcheck_worker_memory_bytes");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
+  #configsInUse = () => 1;
   readonly #active = { http: new Map<MethodLabel, number>(), https: new Map<MethodLabel, number>() };
 
   constructor(build: { readonly version: string; readonly nodeVersion: string }) {
@@ -92,11 +95,17 @@ export class Metrics {
     this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
       this.set(cache().bytes);
     });
+    const configsInUse = () => this.#configsInUse();
+    this.#gauge("coatcheck_configs_in_use", function collect(this: Gauge) {
+      this.set(configsInUse());
+    });
     for (const reason of WEBSOCKET_CLOSE_REASONS) this.#webSocketsClosed.inc({ reason }, 0);
     for (const direction of ["in", "out"]) this.#webSocketBytes.inc({ direction }, 0);
     for (const result of ["applied", "refused"]) this.#reloads.inc({ result }, 0);
     for (const reason of WORKER_ENDS) this.#workerRestarts.inc({ reason }, 0);
     this.workers({ serving: 1 });
+    this.#restartNeeded.set(0);
+    this.#draining.set(0);
     this.#configurationApplied();
     collectDefaultMetrics({ register: this.#registry });
   }
@@ -153,6 +162,7 @@ export class Metrics {
   #noteUpstream({ upstream = "", upstreamStatus, error }: Exchange): void {
     const up = upstreamStatus !== undefined;
     if (this.#upstreams.get(upstream) === up || (!up && error === undefined)) return;
+    if (!this.#upstreams.has(upstream)) this.#upstreamRetries.inc(serverLabels(upstream), 0);
     this.#upstreams.set(upstream, up);
     this.#upstreamUp.set(serverLabels(upstream), up ? 1 : 0);
   }
@@ -283,10 +293,25 @@ export class Metrics {
     this.#watchesActive.set(count);
   }
 
-  reloaded(result: "applied" | "refused"): void {
-    this.#reloads.inc({ result });
-    if (result === "applied") this.#configurationApplied();
-    else this.#lastReloadSuccessful.set(0);
+  /** @param restartNeeded keys that differ from what is in effect. */
+  reloaded(restartNeeded: number): void {
+    this.#reloads.inc({ result: "applied" });
+    this.#restartNeeded.set(restartNeeded);
+    this.#configurationApplied();
+  }
+
+  reloadRefused(): void {
+    this.#reloads.inc({ result: "refused" });
+    this.#lastReloadSuccessful.set(0);
+  }
+
+  /** @param inUse tells how many configurations requests go by. */
+  watchConfigs(inUse: () => number): void {
+    this.#configsInUse = inUse;
+  }
+
+  draining(): void {
+    this.#draining.set(1);
   }
 
   #configurationApplied(): void {

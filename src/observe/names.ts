@@ -354,6 +354,30 @@ export const METRICS = {
     acrossWorkers: "primary",
     advice: "Grows in all of them: sessions in the near cache. Grows without end: take a heap profile of that worker.",
   },
+  coatcheck_config_restart_needed: {
+    type: "gauge",
+    help: "Keys of the configuration that was read last which differ from what is in effect, because a restart is needed.",
+    labels: [],
+    acrossWorkers: "primary",
+    advice:
+      "Above 0: the log line `config.reloaded` names them (`needs_restart`). Restart, one instance after the other.",
+  },
+  coatcheck_configs_in_use: {
+    type: "gauge",
+    help: "Configurations that requests go by: the one in effect, and those before it whose requests have not ended.",
+    labels: [],
+    acrossWorkers: "max",
+    advice:
+      "Above 1 for long after a reload: requests that last, such as server-sent events, go on by the configuration that they began with.",
+  },
+  coatcheck_draining: {
+    type: "gauge",
+    help: "Whether the gateway is about to end (1): no longer ready, while requests in flight finish.",
+    labels: [],
+    acrossWorkers: "primary",
+    advice:
+      "For longer than `shutdown.delay` and `shutdown.timeout` together: it hangs; the supervisor should kill it.",
+  },
   coatcheck_build_info: {
     type: "gauge",
     help: "Always 1; the labels tell what runs.",

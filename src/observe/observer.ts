@@ -1,6 +1,7 @@
 import type { Exchange } from "../core/exchange.ts";
 import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
 import { servedExchange } from "../core/on-behalf.ts";
+import type { ReloadCause, ReloadResult } from "../core/reload.ts";
 import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
@@ -17,14 +18,6 @@ import { type Watch, Watches } from "./watches.ts";
 /** What the configuration says of the observation. */
 export interface ObserveConfig extends ObserveSettings {
   readonly recorder: { readonly exchanges: number; readonly slow: number; readonly errors: number };
-}
-
-/** What became of a new configuration, by the names of its keys. */
-export interface ReloadResult {
-  /** Changed, and in effect. */
-  readonly applied: readonly string[];
-  /** Changed, and not in effect before the next start. */
-  readonly needsRestart: readonly string[];
 }
 
 export interface ObserverOptions extends ObserveConfig {
@@ -116,23 +109,28 @@ export class Observer {
   }
 
   /** @param keys of the configuration, by name. */
-  reloaded(keys: ReloadResult): void {
-    this.metrics.reloaded("applied");
-    const { applied, needsRestart } = keys;
+  reloaded({ applied, needsRestart }: ReloadResult, by: ReloadCause): void {
+    this.metrics.reloaded(needsRestart.length);
     const waits = needsRestart.length > 0 ? `; a restart is needed for ${needsRestart.join(", ")}` : "";
     const level = needsRestart.length > 0 ? "warn" : "info";
     this.log.event(level, "config.reloaded", `configuration read again${waits}`, {
+      by,
       applied,
       needs_restart: needsRestart,
     });
   }
 
-  reloadRefused(problems: readonly string[]): void {
-    this.metrics.reloaded("refused");
+  reloadRefused(problems: readonly string[], by: ReloadCause): void {
+    this.metrics.reloadRefused();
     const message = "the configuration has problems; what was in effect goes on";
     const more = problems.length - PROBLEMS_TOLD;
     const told = more > 0 ? [...problems.slice(0, PROBLEMS_TOLD), `and ${more} more`] : problems;
-    this.log.event("error", "config.reload-refused", message, { problems: told });
+    this.log.event("error", "config.reload-refused", message, { by, problems: told });
+  }
+
+  nothingToReload(by: ReloadCause): void {
+    const message = "the configuration came from the command line, so there is nothing to read again";
+    this.log.event("warn", "config.nothing-to-reload", message, { by });
   }
 
   #changed({ by, before, after, changed, until }: SettingsChange): void {

@@ -9,7 +9,6 @@ const BATCH_MS = 20;
 
 export interface ToucherOptions {
   readonly store: Pick<SessionStore, "touch">;
-  readonly expiry: ExpiryPolicy;
   readonly now: () => number;
   readonly onDropped: () => void;
 }
@@ -30,8 +29,8 @@ export class Toucher {
   }
 
   /** @returns the new expiry when this use is going to be written down, `undefined` otherwise. */
-  used(key: SessionKey, session: Session): number | undefined {
-    const { expiry, now, onDropped } = this.#options;
+  used(key: SessionKey, session: Session, expiry: ExpiryPolicy): number | undefined {
+    const { now, onDropped } = this.#options;
     const expiresAt = dueTouch(session, now(), expiry);
     if (expiresAt === undefined || this.#pending.has(key)) return undefined;
     if (this.#pending.size >= MAX_PENDING) {

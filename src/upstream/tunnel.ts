@@ -9,6 +9,7 @@ const HALF_CLOSED_TIMEOUT_MS = 30_000;
 /** What a close frame says beside its code. */
 const CLOSE_WORDS: Readonly<Record<keyof typeof CLOSE_CODES, string>> = {
   idle: "idle timeout",
+  "route-changed": "route changed",
   shutdown: "going away",
   "session-ended": "session ended",
   "session-expired": "session expired",

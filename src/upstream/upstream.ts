@@ -35,6 +35,8 @@ export class Upstream {
   readonly host: string;
   readonly port: number;
   readonly idleTimeoutMs: number;
+  /** What it was made with. */
+  readonly options: UpstreamOptions;
   readonly #pool: Pool;
   /** For undici: the same with every request, which otherwise asks for the `Host` that the client has chosen. */
   readonly #serverName: string | undefined;
@@ -42,6 +44,7 @@ export class Upstream {
 
   constructor(options: UpstreamOptions) {
     const url = new URL(options.target);
+    this.options = options;
     this.idleTimeoutMs = options.idleTimeoutMs;
     this.scheme = url.protocol === "https:" ? "https" : "http";
     this.host = url.hostname;
@@ -77,6 +80,11 @@ export class Upstream {
 
   dispatch(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler): void {
     this.#pool.dispatch(this.#serverName === undefined ? options : withServerName(options, this.#serverName), handler);
+  }
+
+  /** Whether requests may go to this `host:port`. */
+  isAt(address: string): boolean {
+    return address === this.address;
   }
 
   /** Ends the connections, those in use included: whoever calls this has waited for the requests before. */

@@ -3,8 +3,10 @@ import { type Dump, dumpFileName, type TakenDump } from "../admin/dump.ts";
 import { json, type Reply } from "../admin/endpoint.ts";
 import { EXCHANGES } from "../admin/exchanges.ts";
 import { observeEndpoint } from "../admin/observe.ts";
+import { reloadEndpoint } from "../admin/reload.ts";
 import { WATCH, WATCHES } from "../admin/watch.ts";
 import { WEBSOCKETS } from "../admin/websockets.ts";
+import type { ReloadOutcome } from "../core/reload.ts";
 import { newSpanId } from "../core/trace-context.ts";
 import type { WorkerState } from "../core/workers.ts";
 import { packDump, unpackDump } from "../dump.ts";
@@ -31,6 +33,8 @@ export interface PlaceReport {
 
 export interface FanOutOptions {
   readonly observer: Observer;
+  /** Reads the configuration again. */
+  readonly reload: () => Promise<ReloadOutcome>;
   readonly isDraining: () => boolean;
   readonly places: () => readonly PlaceReport[];
   /** The scrape of all of them. */
@@ -52,9 +56,10 @@ export class FanOut implements AdminApi {
   readonly #watches = new Map<string, { readonly body: object; readonly endsAt: number }>();
 
   constructor(options: FanOutOptions) {
-    const { observer } = options;
+    const { observer, reload } = options;
     this.#options = options;
-    this.#own = localApi(new Map([observeEndpoint(observer.settings)]), (error) => observer.log.unexpected(error));
+    const own = [observeEndpoint(observer.settings), reloadEndpoint(reload)];
+    this.#own = localApi(new Map(own), (error) => observer.log.unexpected(error));
   }
 
   isOpen(path: string): boolean {
@@ -95,6 +100,7 @@ export class FanOut implements AdminApi {
       case "unwatch":
         return this.#unwatch(request);
       case "settings":
+      case "reload":
         return this.#own.perform(request);
       case "adjust":
         return this.#adjust(request);

@@ -34,7 +34,7 @@ const TASK = z.discriminatedUnion("kind", [
     id: z.string(),
   }),
   z.strictObject({ kind: z.literal("metrics") }),
-  z.strictObject({ kind: z.literal("reload"), config }),
+  z.strictObject({ kind: z.literal("reload"), config, by: z.enum(["signal", "file", "operator", "program"]) }),
 ]);
 export type Task = z.output<typeof TASK>;
 

@@ -19,6 +19,7 @@ export type Plan =
   | "settings"
   | "adjust"
   | "dump"
+  | "reload"
   | "websockets";
 
 /** By the path of the endpoint and the method. Where something is not here, one worker answers, and be it that there is no such thing. */
@@ -35,6 +36,7 @@ export const PLANS: Readonly<Record<string, Readonly<Partial<Record<string, Plan
   "/debug/profile": { POST: "chosen" },
   "/debug/heap": { POST: "chosen" },
   "/observe": { GET: "settings", POST: "adjust" },
+  "/reload": { POST: "reload" },
   "/sessions": { GET: "one", DELETE: "one" },
   "/sessions/{handle}": { GET: "one", DELETE: "one" },
   "/store/check": { POST: "one" },

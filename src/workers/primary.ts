@@ -3,16 +3,18 @@ import type { Server } from "node:http";
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { createAdmin } from "../admin/admin.ts";
-import { readTls } from "../certificate.ts";
+import type { TlsMaterial } from "../certificate.ts";
 import { renewCertificate } from "../certificate-renewal.ts";
-import { changedKeys } from "../config/changes.ts";
 import type { Config } from "../config/compile.ts";
+import { change } from "../config/reload.ts";
+import type { ReloadCause, ReloadOutcome, ReloadResult } from "../core/reload.ts";
 import type { WorkerEnd, WorkerState } from "../core/workers.ts";
 import { DumpFiles } from "../dump-files.ts";
-import { prettyFor, warnOfEphemeralSecret } from "../gateway.ts";
+import { prettyFor, readFiles, warnOfEphemeralSecret } from "../gateway.ts";
 import { Connections, open, urlOf } from "../listening.ts";
-import { Departed, type MetricSnapshot, mergeMetrics, renderMetrics } from "../observe/merged-metrics.ts";
-import { Observer, type ReloadResult } from "../observe/observer.ts";
+import { Departed, type MetricSnapshot, mergeMetrics, renderMetrics, type Sample } from "../observe/merged-metrics.ts";
+import { Observer } from "../observe/observer.ts";
+import { type ConfigSource, Reloader } from "../reloader.ts";
 import { VERSION } from "../version.ts";
 import { FanOut } from "./fan-out.ts";
 import type { ToPrimary } from "./messages.ts";
@@ -24,12 +26,16 @@ const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 30_000;
 /** What a worker that is killed had counted since then is lost. */
 const COUNT_EVERY_MS = 5_000;
+const COUNT_EVERY_MS_WHILE_DRAINING = 1_000;
 const COUNT_TIMEOUT_MS = 2_000;
+const RELOAD_TIMEOUT_MS = 10_000;
 /** What an ending worker may take beyond what the configuration grants it: the last spans, and log lines. */
 const END_SLACK_MS = 6_000;
 const FLUSH_TIMEOUT_MS = 2_000;
 
 export interface PrimaryOptions {
+  /** Where the configuration came from, to read it again; absent: nowhere. */
+  readonly source?: ConfigSource;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command: readonly string[];
 }
@@ -60,6 +66,7 @@ export class Primary {
   readonly #prettyLog: { readonly colours: boolean } | undefined;
   readonly #places: readonly Place[];
   readonly #departed = new Departed();
+  readonly #reloader: Reloader;
   readonly #fanOut: FanOut;
   readonly #admin: Server;
   readonly #adminConnections: Connections;
@@ -71,7 +78,7 @@ export class Primary {
   #onChange = (): void => {};
 
   static async create(config: Config, options: PrimaryOptions): Promise<Primary> {
-    const tls = await readTls(config);
+    const { tls } = await readFiles(config);
     const prettyLog = prettyFor(config.observe.log.format, true);
     const observer = await Observer.create({
       ...config.observe,
@@ -87,9 +94,9 @@ export class Primary {
     config: Config,
     parts: Pick<Primary, "observer"> & {
       readonly prettyLog: { readonly colours: boolean } | undefined;
-      readonly tls: Awaited<ReturnType<typeof readTls>>;
+      readonly tls: TlsMaterial;
     },
-    { command }: PrimaryOptions,
+    { command, source }: PrimaryOptions,
   ) {
     const { observer, prettyLog, tls } = parts;
     this.observer = observer;
@@ -103,8 +110,15 @@ export class Primary {
       pause: undefined,
       restarts: 0,
     }));
+    this.#reloader = new Reloader({
+      source,
+      observer,
+      isWatched: () => this.#config.reload.watch,
+      apply: (read, by) => this.#reload(read, by),
+    });
     this.#fanOut = new FanOut({
       observer,
+      reload: () => this.reread("operator"),
       isDraining: () => this.#closing !== undefined,
       places: () =>
         this.#places.map(({ number, worker, restarts }) => ({ number, worker, restarts, state: stateOf(worker) })),
@@ -173,36 +187,47 @@ export class Primary {
     return this.#dumpFiles.write();
   }
 
-  /** See `Gateway.reload`: every worker takes it over, and those that come later begin with it. */
-  async reload(config: Config): Promise<ReloadResult> {
-    const before = this.#config;
-    const keys = changedKeys(before.settings, config.settings);
-    const results = await Promise.all(
-      this.#workers().map((worker) => worker.ask({ kind: "reload", config }, COUNT_TIMEOUT_MS).catch(noAnswer)),
-    );
-    const isApplied = (key: string) => key.startsWith("observe.") && key !== "observe.log.format";
-    const result = { applied: keys.filter(isApplied), needsRestart: keys.filter((key) => !isApplied(key)) };
-    void results;
-    this.#config = { ...before, observe: config.observe };
+  /** See `Gateway.reread`. */
+  reread(by: ReloadCause): Promise<ReloadOutcome> {
+    return this.#reloader.reread(by);
+  }
+
+  /** Every worker takes it over, and those that come later begin with it. */
+  async #reload(read: Config, by: ReloadCause): Promise<ReloadResult> {
+    const { config, ...result } = change(this.#config, read);
+    // What the workers are going to read: what is wrong with it is found before one of them has changed.
+    await readFiles(config);
+    if (this.#closing !== undefined) throw new Error("the gateway is about to end");
+    this.#config = config;
     this.observer.reconfigure(config.observe);
-    this.observer.reloaded(result);
+    await Promise.all(this.#workers().map((worker) => this.#bringConfigUp(worker, by)));
     return result;
   }
 
-  refuseReload(problems: readonly string[]): void {
-    this.observer.reloadRefused(problems);
+  /** One that cannot do as the others do ends, and its successor begins with the new configuration. */
+  async #bringConfigUp(worker: WorkerProcess, by: ReloadCause): Promise<void> {
+    const config = this.#config;
+    worker.config = config;
+    try {
+      const { status } = await worker.ask({ kind: "reload", config, by }, RELOAD_TIMEOUT_MS);
+      if (status === 200) return;
+    } catch (error) {
+      if (!(error instanceof NoAnswer)) throw error;
+    }
+    worker.tell({ type: "drain" });
   }
 
   /** Ends: every worker as a gateway does, then the admin listener. What does not end in time is killed. */
-  close(): Promise<void> {
-    this.#closing ??= this.#close();
+  close(times: Config["shutdown"] = this.#config.shutdown): Promise<void> {
+    this.#closing ??= this.#close(times);
     return this.#closing;
   }
 
-  async #close(): Promise<void> {
-    const { delayMs, timeoutMs } = this.#config.shutdown;
-    const { log } = this.observer;
+  async #close({ delayMs, timeoutMs }: Config["shutdown"]): Promise<void> {
+    const { log, metrics } = this.observer;
+    metrics.draining();
     clearInterval(this.#counting);
+    const counting = setInterval(() => void this.#countAll(), COUNT_EVERY_MS_WHILE_DRAINING);
     for (const { pause } of this.#places) clearTimeout(pause);
     if (this.#places.some(({ worker }) => worker !== undefined)) {
       log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
@@ -220,9 +245,22 @@ export class Primary {
       clearTimeout(deadline);
       log.event("info", "gateway.stopped", "stopped");
     }
+    clearInterval(counting);
+    this.#reloader.end();
     this.#stopRenewal();
     await this.#adminConnections.drain(0);
     await this.observer.close(FLUSH_TIMEOUT_MS);
+  }
+
+  /** See `Gateway.abandon`; the numbers are up to a second old. */
+  abandon(): { readonly requests: number; readonly websockets: number } {
+    const counted = this.#places.flatMap(({ worker }) => worker?.counted ?? []);
+    const total = (name: string) =>
+      counted.filter((it) => it.name === name).reduce((sum, { values }) => sum + sumOf(values), 0);
+    const cut = { requests: total("http_server_active_requests"), websockets: total("coatcheck_websockets_open") };
+    this.observer.log.event("warn", "gateway.abandoned", "told a second time to end: at once", cut);
+    this.observer.log.flush();
+    return cut;
   }
 
   /** Those that serve. */
@@ -250,6 +288,7 @@ export class Primary {
       onMessage: (message) => {
         switch (message.type) {
           case "hello":
+            worker.config = this.#config;
             worker.tell({
               type: "configure",
               number: place.number,
@@ -261,7 +300,7 @@ export class Primary {
           case "made":
             worker.store = message.store;
             // What operators have changed meanwhile is what the others go by.
-            void this.#fanOut.bringUpToDate(worker).then(() => worker.tell({ type: "listen" }));
+            void this.#bringUp(worker);
             return;
           case "ready":
             worker.servesSinceMs = performance.now();
@@ -297,6 +336,13 @@ export class Primary {
     place.worker = worker;
     place.pause = undefined;
     this.#changed();
+  }
+
+  /** Lets a worker serve, when it goes by what the others go by. */
+  async #bringUp(worker: WorkerProcess): Promise<void> {
+    await this.#fanOut.bringUpToDate(worker);
+    if (worker.config !== this.#config) await this.#bringConfigUp(worker, "program");
+    worker.tell({ type: "listen" });
   }
 
   /** Counts and tells that a worker is no more, and starts the next one. */
@@ -373,10 +419,6 @@ export class Primary {
   }
 }
 
-function noAnswer(error: unknown): undefined {
-  if (!(error instanceof NoAnswer)) throw error;
-}
-
 function stateOf(worker: WorkerProcess | undefined): WorkerState {
   if (worker === undefined) return "waiting";
   if (worker.isDraining) return "draining";
@@ -392,6 +434,10 @@ function endOf({ servesSinceMs }: WorkerProcess, status: number | null, signal: 
 /** None after a good start, then a quarter of a second, doubled each time, half a minute at the most. */
 export function pauseAfter(failures: number): number {
   return failures === 0 ? 0 : Math.min(FIRST_PAUSE_MS * 2 ** (failures - 1), LONGEST_PAUSE_MS);
+}
+
+function sumOf(samples: readonly Sample[]): number {
+  return samples.reduce((sum, { value }) => sum + value, 0);
 }
 
 function cpuSecondsIn(metrics: readonly MetricSnapshot[]): number {

@@ -1,6 +1,7 @@
 import type { Worker as ClusterWorker } from "node:cluster";
 import { Readable } from "node:stream";
 import type { Reply } from "../admin/endpoint.ts";
+import type { Config } from "../config/compile.ts";
 import type { MetricSnapshot } from "../observe/merged-metrics.ts";
 import { METRICS, type Task, TO_PRIMARY, type ToPrimary, type ToWorker } from "./messages.ts";
 
@@ -46,6 +47,8 @@ export class WorkerProcess {
   /** Serves since then, milliseconds of `performance.now()`; `undefined`: not yet. */
   servesSinceMs: number | undefined;
   isDraining = false;
+  /** What it goes by. */
+  config: Config | undefined;
   /** Kind of its session store. */
   store = "";
   /** Why it could not start, in words. */

@@ -122,7 +122,7 @@ class Worker {
       case "metrics":
         return { status: 200, type: "application/json", body: await countedBy(gateway) };
       case "reload": {
-        const result = gateway.reload(task.config);
+        const result = await gateway.reload(task.config, task.by);
         return { status: 200, type: "application/json", body: JSON.stringify(result) };
       }
     }
