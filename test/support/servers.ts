@@ -2,6 +2,7 @@
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
 import { type AddressInfo, createServer as createTcpServer, type Socket, type Server as TcpServer } from "node:net";
+import type { Config } from "../../src/config/compile.ts";
 import { loadConfig } from "../../src/config/load.ts";
 import type { FeedState } from "../../src/core/store.ts";
 import { Gateway, type GatewayOptions } from "../../src/gateway.ts";
@@ -109,13 +110,11 @@ export interface GatewaySettings {
   readonly [key: string]: unknown;
 }
 
-/** A gateway with settings for tests: free ports, memory store, one optional route that may write. */
-export async function startGateway(
-  t: Teardown,
+/** A configuration for tests: free ports, memory store, one optional route that may write. */
+export function testConfig(
   { upstream = "http://127.0.0.1:9", ...settings }: GatewaySettings,
-  options: GatewayOptions & { environment?: Record<string, string> } = {},
-): Promise<RunningGateway> {
-  const { environment = {}, ...gatewayOptions } = options;
+  environment: Record<string, string> = {},
+): Config {
   const route = { match: { path: "/" }, upstream, session: "optional", write: ["user", "cart", "theme"] };
   const session = { cookie: { name: "session", secure: false, secrets: [SECRET] } };
   const { config } = loadConfig(
@@ -129,6 +128,17 @@ export async function startGateway(
     },
     environment,
   );
+  return config;
+}
+
+/** A gateway with settings for tests: see `testConfig`. */
+export async function startGateway(
+  t: Teardown,
+  settings: GatewaySettings,
+  options: GatewayOptions & { environment?: Record<string, string> } = {},
+): Promise<RunningGateway> {
+  const { environment = {}, ...gatewayOptions } = options;
+  const config = testConfig(settings, environment);
   let text = "";
   const logDestination = {
     write: (line: string) => {
