@@ -216,7 +216,9 @@ t.test("certificate, TLS version and HSTS; TLS itself needs a restart", async (t
   t.same(await seen(), { name: "two", hsts: "max-age=86400" });
   await t.rejects(seen("TLSv1.2"));
   const key = { ...two, key: one.key };
-  await t.rejects(gateway.gateway.reload(testConfig(secure(key))), { message: /^listen\.tls: .*is not the private key/ });
+  await t.rejects(gateway.gateway.reload(testConfig(secure(key))), {
+    message: /^listen\.tls: .*is not the private key/,
+  });
   t.same((await gateway.gateway.reload(testConfig({ upstream: app.url }))).needsRestart, ["listen.tls"]);
   t.match(await seen(), { name: "two" });
 });
