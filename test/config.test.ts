@@ -153,15 +153,15 @@ observe: { log: { level: loud }, traces: { ratio: 2 } }
 });
 
 t.test("keys of later versions are named as such, not as mistakes", async (t) => {
-  const text = "workers: auto\nroutes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
-  t.same(problemsOf(text), [
-    "routes[0].upstream.balance: not supported by this version",
-    "workers: not supported by this version",
-  ]);
+  const text = "routes: [{ upstream: { targets: ['http://a'], balance: round-robin } }]";
+  t.same(problemsOf(text), ["routes[0].upstream.balance: not supported by this version"]);
 });
 
 t.test("rules between keys", async (t) => {
   const cases: [text: string, problem: RegExp][] = [
+    ["workers: auto\nstore: 'memory:'", /^workers: must be 1 with the store memory:/],
+    ["workers: '2'\nstore: { primary: 'memory:', fallback: 'sqlite:x' }", /^workers: must be 1 with the store memory:/],
+    ["workers: 0", /^workers: must be a whole number from 1 to 256/],
     ["session: { cookie: { secure: false } }", /cookie\.secure: browsers refuse the cookie name/],
     [
       "session: { cookie: { domain: example.com } }",

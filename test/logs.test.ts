@@ -1,7 +1,7 @@
 /** What is in the log: lines and fields as listed, sampled and bounded, and nothing that commands a terminal. */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants, mkdirSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, mkdirSync, openSync, readSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -39,6 +39,7 @@ import {
   temporaryFolder,
 } from "./support/servers.ts";
 import { startWebSocketApp } from "./support/websockets.ts";
+import { startWorkers } from "./support/workers.ts";
 
 type Line = Readonly<Record<string, unknown>>;
 
@@ -227,6 +228,20 @@ async function reloads(t: Teardown): Promise<Line[]> {
   return running.logs;
 }
 
+/** One is killed, its successor cannot start, and then they are told to end. */
+async function livesOfWorkers(t: Teardown): Promise<Line[]> {
+  const pages = join(await temporaryFolder(t), "pages");
+  mkdirSync(pages);
+  writeFileSync(join(pages, "error.html"), "<p>sorry</p>");
+  const gateway = await startWorkers(t, { errors: { pages } });
+  await rm(pages, { recursive: true });
+  process.kill(gateway.pidOf(1), "SIGKILL");
+  await until(() => gateway.events("worker.exited").length === 2);
+  gateway.running.child.kill("SIGTERM");
+  await gateway.running.ended;
+  return gateway.logs();
+}
+
 async function openWebSocket(t: Teardown): Promise<Line[]> {
   const app = await startWebSocketApp(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -266,6 +281,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       watches(t),
       reloads(t),
       openWebSocket(t),
+      livesOfWorkers(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));

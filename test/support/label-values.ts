@@ -12,6 +12,7 @@ import { HANDSHAKE_FAILURES } from "../../src/core/handshake-failure.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
 import { WEBSOCKET_CLOSE_REASONS } from "../../src/core/websocket.ts";
+import { WORKER_ENDS, WORKER_STATES } from "../../src/core/workers.ts";
 import type { Lifecycle } from "../../src/session/lifecycle.ts";
 import { KNOWN, metricOf } from "./dashboards.ts";
 
@@ -82,6 +83,8 @@ const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string
   coatcheck_tls_handshake_failures_total: { reason: HANDSHAKE_FAILURES },
   coatcheck_websockets_closed_total: { reason: WEBSOCKET_CLOSE_REASONS },
   coatcheck_websocket_bytes_total: { direction: ["in", "out"] },
+  coatcheck_workers: { state: WORKER_STATES },
+  coatcheck_worker_restarts_total: { reason: WORKER_ENDS },
   coatcheck_config_reloads_total: { result: ["applied", "refused"] },
 };
 
