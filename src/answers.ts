@@ -4,6 +4,7 @@ import type { ClientUpgrade } from "./client-upgrade.ts";
 import { maskFields } from "./core/capture.ts";
 import { type ErrorCode, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
+import { lingerAtEnd } from "./core/linger.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import { isForPerson } from "./core/navigation.ts";
 import type { Peer } from "./core/peer.ts";
@@ -37,9 +38,6 @@ export interface Answer {
   /** Further fields, names and values in turn. */
   readonly fields?: readonly string[];
 }
-
-/** How long a client that was refused is read on, milliseconds. */
-export const LINGER_MS = 1_000;
 
 /** Seconds after which a client may try again when the store or the application is away. */
 const RETRY_AFTER_SECONDS = 5;
@@ -103,28 +101,19 @@ export function answer(conversation: Conversation, answer: Answer): void {
   // In HTTP/2 the rest belongs to this stream alone, which ends with the answer.
   const unread = exchange.requestHasContent && !req.complete && req.httpVersionMajor === 1;
   // What follows a message that was not understood may be no message.
-  if (unread || error === "http_request_error") head.push("connection", "close");
+  if (unread || error === "http_request_error") {
+    head.push("connection", "close");
+    lingerAtEnd(res.socket);
+  }
   if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);
   res.writeHead(status, reasonOf(status), head);
   if (exchange.method !== "HEAD") exchange.responseBytes = Buffer.byteLength(body);
-  // Where no content was announced, node has ended the request already, and nothing of it is still under way.
-  const lingers = unread && !req.readableEnded && !conversation.expectsContinue && exchange.method !== "HEAD";
-  if (lingers) lingeringEnd(req, res, exchange, body);
-  else res.end(body);
-}
-
-/**
- * Sends the whole answer, and reads on for a moment before the connection ends: closing it under what the client still
- * sends would take the answer with it.
- */
-function lingeringEnd(req: ClientRequest, res: ClientResponse, exchange: Exchange, body: string): void {
-  exchange.endedMs = exchange.elapsedMs();
-  res.write(body);
-  const linger = setTimeout(() => res.end(), LINGER_MS);
-  res.once("close", () => clearTimeout(linger));
-  req.once("end", () => res.end());
-  req.unpipe();
-  req.resume();
+  if (unread) {
+    // The rest is dropped: there are clients that send everything before they read anything.
+    req.unpipe();
+    req.resume();
+  }
+  res.end(body);
 }
 
 /**

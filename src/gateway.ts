@@ -70,6 +70,7 @@ interface GatewayParts {
 }
 
 const STANDARD_OUTPUT = 1;
+const LAST_RECORDS_MS = 1_000;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
@@ -359,9 +360,10 @@ export class Gateway {
       requests: this.#generations.requests,
       websockets: this.#webSockets.open,
     });
-    for (const each of connections) each.leave();
     if (delayMs > 0) await new Promise((resolve) => setTimeout(resolve, delayMs));
     const cut = await Promise.all(connections.map((each) => each.drain(timeoutMs)));
+    // A server is closed a moment before its sockets say so, and so the last records.
+    await this.#generations.idle(LAST_RECORDS_MS);
     const requestsCut = cut.reduce((sum, requests) => sum + requests, 0);
     const [level, text] =
       requestsCut === 0

@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { TlsMaterial } from "./certificate.ts";
 import type { Config } from "./config/compile.ts";
@@ -12,6 +13,8 @@ import type { ErrorPages } from "./error-pages.ts";
 import type { Gate } from "./pipeline.ts";
 import { SessionCookie } from "./session/cookie.ts";
 import { Upstream, type UpstreamOptions } from "./upstream/upstream.ts";
+
+const LOOK_MS = 5;
 
 /** What every configuration of a gateway shares: sessions, and the eyes on everything. */
 export interface Shared
@@ -89,6 +92,13 @@ export class Generations {
     let count = 0;
     for (const { requests } of this.#all) count += requests;
     return count;
+  }
+
+  /** Waits until no request is in flight any more. @returns whether that was within the time. */
+  async idle(timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs;
+    while (this.requests > 0 && performance.now() < deadline) await setTimeout(LOOK_MS);
+    return this.requests === 0;
   }
 
   /** All that may have requests. */

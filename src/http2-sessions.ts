@@ -16,9 +16,7 @@ const MAX_FIELDS = 256;
 
 /** A connection without a request under way is closed after this, whatever else its client says. */
 const IDLE_TIMEOUT_MS = 75_000;
-/** The first GOAWAY takes no stream back. */
-const NO_LAST_STREAM = 2 ** 31 - 1;
-/** How long a connection that was told to go may take, where its client has nothing under way or does not answer. */
+/** How long a connection that was told to go may take. */
 const GOING_TIMEOUT_MS = 1_000;
 
 /** PING and SETTINGS frames that a client may send within ten seconds (CVE-2019-9512, CVE-2019-9515). */
@@ -54,8 +52,8 @@ export class Http2Sessions {
   }
 
   /** Tells all clients to go: what is under way goes on, and nothing new begins. */
-  leave(): void {
-    for (const session of this.#sessions) session.leave();
+  close(): void {
+    for (const session of this.#sessions) session.close();
   }
 }
 
@@ -65,7 +63,6 @@ class Http2Connection {
   readonly #options: Http2Options;
   readonly #idle: NodeJS.Timeout;
   #streams = 0;
-  #isLeaving = false;
   #controlFrames = 0;
   #controlSince = 0;
 
@@ -107,19 +104,12 @@ class Http2Connection {
   }
 
   /**
-   * GOAWAY, twice, and the end when the last stream has ended (RFC 9113 §6.8): the first one takes back nothing of what is
-   * on its way here, and the second one, when the client has answered and so has seen the first, names the last stream.
+   * GOAWAY with the last stream that was begun, and the end when the last one has ended. What the client has sent behind
+   * that was not begun, and it may send it again elsewhere, whatever it is (RFC 9113 §6.8, §8.7). The notice that the RFC
+   * advises to send before, with stream 2^31-1, is not to be had of node: after any GOAWAY of its, new streams are ignored.
    */
-  leave(): void {
-    const session = this.#session;
-    if (this.#isLeaving || session.closed || session.destroyed) return;
-    this.#isLeaving = true;
-    session.goaway(constants.NGHTTP2_NO_ERROR, NO_LAST_STREAM);
-    const close = (): void => {
-      if (!session.closed && !session.destroyed) session.close();
-    };
-    if (!session.ping(close)) close();
-    setTimeout(close, GOING_TIMEOUT_MS).unref();
+  close(): void {
+    if (!this.#session.closed && !this.#session.destroyed) this.#session.close();
   }
 
   #start(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
@@ -133,7 +123,7 @@ class Http2Connection {
   #ended(): void {
     this.#streams--;
     this.#idle.refresh();
-    if (this.#options.isDraining()) this.leave();
+    if (this.#options.isDraining()) this.close();
   }
 
   #countControlFrame(): void {
@@ -148,10 +138,8 @@ class Http2Connection {
 
   #onIdle(): void {
     if (this.#streams > 0) return;
-    this.leave();
-    setTimeout(() => {
-      if (this.#streams === 0) this.#session.destroy();
-    }, GOING_TIMEOUT_MS).unref();
+    this.close();
+    setTimeout(() => this.#session.destroy(), GOING_TIMEOUT_MS).unref();
   }
 }
 

@@ -9,13 +9,14 @@ import {
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
-import { type Conversation, fail, LINGER_MS, ownMessage, reasonOf } from "./answers.ts";
+import { type Conversation, fail, ownMessage, reasonOf } from "./answers.ts";
 import { asksForWebSocket, ClientUpgrade, hasContent } from "./client-upgrade.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
 import { handshakeFailure } from "./core/handshake-failure.ts";
 import { methodLabel } from "./core/labels.ts";
+import { endLingering } from "./core/linger.ts";
 import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 import { isForPerson } from "./core/navigation.ts";
 import { describePeer, type Encryption, type Peer, type TrustedProxies } from "./core/peer.ts";
@@ -95,6 +96,7 @@ export function createListener(generations: Generations, options: ListenerOption
   const { observer, isDraining } = currentGate();
   const strictTransportOf = (gate: Gate) => (tls === undefined ? undefined : gate.strictTransport);
   const connections = new WeakMap<Socket, Connection>();
+  const open = new Set<Connection>();
   /** What node does not read on from behind, whether or not it is granted. */
   const upgrades = new WeakSet<IncomingMessage>();
   const serverOptions: ServerOptions = {
@@ -118,6 +120,9 @@ export function createListener(generations: Generations, options: ListenerOption
       const peer = describePeer(socket.remoteAddress, encryptionOf(socket), trusted);
       connection = { peer, trusted, running: new Set(), waiting: 0, refusal: undefined };
       connections.set(socket, connection);
+      const opened = connection;
+      open.add(opened);
+      socket.once("close", () => open.delete(opened));
     } else if (connection.trusted !== trusted) {
       connection.trusted = trusted;
       connection.peer = describePeer(socket.remoteAddress, encryptionOf(socket), trusted);
@@ -190,6 +195,8 @@ export function createListener(generations: Generations, options: ListenerOption
       });
       return;
     }
+    // What a client sends behind a response that ends the connection is no request.
+    if (req.socket.writableEnded) return;
     if (connection.refusal !== undefined && !req.complete) {
       // Its content is what was malformed: it will never be whole.
       refuse(req.socket, connection, connection.refusal);
@@ -208,6 +215,10 @@ export function createListener(generations: Generations, options: ListenerOption
 
   const startUpgrade = (req: IncomingMessage, socket: Socket, octets: Buffer): void => {
     socket.on("error", () => socket.destroy());
+    if (socket.writableEnded) {
+      socket.resume();
+      return;
+    }
     const { running } = connectionOf(socket);
     // Before Node 24.9, those that are not granted come this way too.
     if (running.size > 0 || hasContent(req)) {
@@ -241,17 +252,21 @@ export function createListener(generations: Generations, options: ListenerOption
     server.on("tlsClientError", (error: ClientError) => observer.metrics.handshakeFailed(handshakeFailure(error.code)));
   }
 
-  /** The gateway ends, and what runs on a connection has not: it is told so where it can be, and recorded as such. */
-  const cut = (socket: Socket): number => {
-    const running = [...(connections.get(socket)?.running ?? [])].filter(
-      ({ exchange }) => exchange.endedMs === undefined,
-    );
-    for (const conversation of running) {
-      conversation.onClose?.();
-      if (conversation.res instanceof ServerResponse) conversation.res.shouldKeepAlive = false;
-      fail(conversation, new ProxyError("proxy_shutdown", "it had not ended within shutdown.timeout"), observer);
+  /** The gateway ends, and these requests have not: who waits is told where that is possible, and the record says so. */
+  const cut = (): number => {
+    let requests = 0;
+    for (const { running } of open) {
+      for (const conversation of running) {
+        const { res, exchange, onClose } = conversation;
+        // Answered, and read on from for a moment.
+        if (exchange.endedMs !== undefined) continue;
+        requests++;
+        onClose?.();
+        if (res instanceof ServerResponse) res.shouldKeepAlive = false;
+        fail(conversation, new ProxyError("proxy_shutdown", "it had not ended within shutdown.timeout"), observer);
+      }
     }
-    return running.length;
+    return requests;
   };
 
   server.timeout = CLIENT_IDLE_TIMEOUT_MS;
@@ -286,7 +301,6 @@ export function createListener(generations: Generations, options: ListenerOption
     if (refusal === undefined || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
-    else if (current.exchange.endedMs !== undefined) current.res.end();
     else if (current.res.headersSent) socket.destroy();
     else {
       // The content of the request that is running is malformed: what went upstream of it is cut off.
@@ -297,7 +311,7 @@ export function createListener(generations: Generations, options: ListenerOption
       writeRefusal(current, socket, { ...refusal, forPerson }, current.exchange);
     }
   });
-  return { server, care: { leave: () => http2.leave(), cut } };
+  return { server, care: { leave: () => http2.close(), cut } };
 }
 
 /** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */
@@ -380,7 +394,5 @@ function writeRefusal(
   let text = `HTTP/1.1 ${status} ${reasonOf(status)}\r\n`;
   for (let i = 0; i < head.length; i += 2) text += `${head[i]}: ${head[i + 1]}\r\n`;
   socket.end(`${text}\r\n${method === "HEAD" ? "" : body}`);
-  socket.resume();
-  const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
-  socket.once("close", () => clearTimeout(linger));
+  endLingering.call(socket);
 }

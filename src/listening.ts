@@ -44,8 +44,8 @@ export interface LastToGo {
 export interface ConnectionCare {
   /** Tells clients to go whose connections are not node's to close. Called again and again. */
   readonly leave?: () => void;
-  /** The time is over: what is going on on a connection ends with an answer where that is possible. @returns how many requests that were. */
-  readonly cut?: (socket: Socket) => number;
+  /** The time is over: requests in flight end, with an answer where that is possible. @returns how many there were. */
+  readonly cut?: () => number;
   readonly lastToGo?: LastToGo;
 }
 
@@ -69,16 +69,11 @@ export class Connections {
     });
   }
 
-  /** Tells clients to go, while new connections are still taken. In HTTP/1.1, each response says so. */
-  leave(): void {
-    this.#care.leave?.();
-  }
-
   /** A connection becomes idle when its answer is out; one that has never said anything is idle too, also for Node 24. */
   #closeIdle(): void {
     this.#server.closeIdleConnections();
     // Again and again: a handshake that was under way may have ended since.
-    this.leave();
+    this.#care.leave?.();
     for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
     const { lastToGo } = this.#care;
     if (lastToGo !== undefined && lastToGo.open >= this.#sockets.size) lastToGo.closeAll();
@@ -86,8 +81,7 @@ export class Connections {
 
   /** Ends what is left. @returns how many requests had not ended. */
   #cut(): number {
-    let requests = 0;
-    for (const socket of this.#sockets) requests += this.#care.cut?.(socket) ?? 0;
+    const requests = this.#care.cut?.() ?? 0;
     const destroyAll = () => {
       for (const socket of this.#sockets) socket.destroy();
     };
@@ -107,7 +101,7 @@ export class Connections {
         cut = this.#cut();
       }, timeoutMs);
       const farewell = setTimeout(() => this.#care.lastToGo?.closeAll(), Math.max(0, timeoutMs - FAREWELL_MS));
-      this.leave();
+      this.#care.leave?.();
       const idle = setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
       // Also called, with an error that does not matter, when the server was not listening.
       this.#server.close(() => {

@@ -55,6 +55,8 @@ t.test("without a token, a foreign name for this address is refused (DNS rebindi
   t.equal(await status("evil.example"), 403);
   t.equal(await status("127.0.0.1.evil.example"), 403);
   t.match(await raw(port, "GET /metrics HTTP/1.0\r\n\r\n"), /^HTTP\/1.1 403 /);
+  t.match(await raw(port, "GET /readyz HTTP/1.0\r\n\r\n"), /^HTTP\/1.1 200 /, "as load balancers ask");
+  t.match(await raw(port, "GET /readyz HTTP/1.0\r\nHost: evil.example\r\n\r\n"), /^HTTP\/1.1 403 /);
 });
 
 t.test("an exchange shows every decision and its timings in order", async (t) => {

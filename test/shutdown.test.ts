@@ -16,15 +16,20 @@ t.test("readiness goes first, requests in flight finish, then nobody listens", a
     }
     res.end("done");
   });
-  const gateway = await startGateway(t, { upstream: upstream.url, shutdown: { delay: "300ms", timeout: "5s" } });
+  const gateway = await startGateway(t, { upstream: upstream.url, shutdown: { delay: "3s", timeout: "10s" } });
   const slow = ask(`${gateway.url}/slow`);
   await asked.promise;
   const closed = gateway.gateway.close();
   t.equal((await fetch(`${gateway.adminUrl}/readyz`)).status, 503);
   t.equal((await fetch(`${gateway.adminUrl}/livez`)).status, 200);
+  t.match(await gateway.metrics(), /^coatcheck_draining 1$/m);
   const during = await ask(gateway.url);
   t.equal(during.status, 200, "while load balancers notice, requests are served");
   t.equal(during.headers.connection, "close");
+  const own = await raw(gateway.port, "GET / HTTP/1.1\r\nHost: a\r\n\r\nTRACE / HTTP/1.1\r\nHost: a\r\n\r\n");
+  t.match(own, /^HTTP\/1\.1 200 .*Connection: close\r\n/is, "what comes behind is for another connection");
+  t.notMatch(own, "405");
+  t.match(await raw(gateway.port, "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"), /^HTTP\/1\.1 405 .*Connection: close\r\n/is);
   await until(
     () =>
       new Promise<boolean>((resolve) =>
@@ -37,8 +42,12 @@ t.test("readiness goes first, requests in flight finish, then nobody listens", a
   t.equal((await slow).body, "done", "what was in flight finished");
   await closed;
   t.match(
-    gateway.logs.map((line) => line.event).filter((event) => String(event).startsWith("gateway.")),
-    ["gateway.started", "gateway.draining", "gateway.stopped"],
+    gateway.logs.filter(({ event }) => String(event).startsWith("gateway.")),
+    [
+      { event: "gateway.started" },
+      { event: "gateway.draining", delay_s: 3, timeout_s: 10, requests: 1, websockets: 0 },
+      { event: "gateway.stopped", level: "info", requests_cut: 0 },
+    ],
   );
 });
 
@@ -58,14 +67,38 @@ t.test("idle connections do not hold it up", async (t) => {
   idle.destroy();
 });
 
-t.test("what does not finish is cut when the time is over", async (t) => {
-  const asked = Promise.withResolvers<void>();
-  const upstream = await startUpstream(t, () => asked.resolve());
-  const gateway = await startGateway(t, { upstream: upstream.url, shutdown: { timeout: "200ms" } });
-  const hanging = raw(gateway.port, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-  await asked.promise;
+t.test("what does not finish is answered, or cut, when the time is over, and recorded as what it is", async (t) => {
+  const upstream = await startUpstream(t, (received, _req, res) => {
+    if (received.url === "/begun") res.write("the beginning");
+  });
+  const gateway = await startGateway(t, { upstream: upstream.url, shutdown: { timeout: "300ms" } });
+  const silent = raw(gateway.port, "GET /silent HTTP/1.1\r\nHost: a\r\n\r\n");
+  const begun = raw(gateway.port, "GET /begun HTTP/1.1\r\nHost: a\r\n\r\n");
+  const sending = raw(gateway.port, "POST /sending HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf");
+  await until(() => upstream.received.length === 2);
+  await until(async () => /active_requests\{[^}]*"POST"[^}]*\} 1/.test(await gateway.metrics()));
   await gateway.gateway.close();
-  t.equal(await hanging, "");
+  for (const answer of [await silent, await sending]) {
+    t.match(answer, /^HTTP\/1\.1 503 .*proxy-status: coatcheck; error=proxy_shutdown\r\n.*Connection: close\r\n/is);
+    t.match(answer, /retry-after: \d+\r\n/);
+  }
+  t.match(await begun, /^HTTP\/1\.1 200 .*the beginning\r\n$/s, "without its end");
+  const lines = gateway.logs.filter(({ event }) => event === "http.access");
+  const statuses = Object.fromEntries(lines.map((line) => [line["url.path"], line["http.response.status_code"]]));
+  t.same(statuses, { "/silent": 503, "/begun": 200, "/sending": 503 });
+  for (const line of lines) t.match(line, { "error.type": "proxy_shutdown", error_message: /shutdown\.timeout/ });
+  const stopped = gateway.logs.find(({ event }) => event === "gateway.stopped");
+  t.match(stopped, { level: "warn", requests_cut: 3 });
+  t.match(stopped?.msg, /3 requests had not ended in time/);
+});
+
+t.test("a drain has the times that its caller says", async (t) => {
+  const upstream = await startUpstream(t, () => {});
+  const gateway = await startGateway(t, { upstream: upstream.url, shutdown: { delay: "10m", timeout: "1h" } });
+  const hanging = raw(gateway.port, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+  await until(() => upstream.received.length === 1);
+  await gateway.gateway.close({ delayMs: 0, timeoutMs: 50 });
+  t.match(await hanging, /^HTTP\/1\.1 503 /);
 });
 
 t.test("closing twice is closing once", async (t) => {

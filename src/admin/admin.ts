@@ -82,12 +82,15 @@ interface Context {
 async function respond(req: IncomingMessage, { api, tokenHash, signal }: Context): Promise<Reply> {
   const { method = "", headers, url = "" } = req;
   if (headers.host === undefined && req.httpVersion === "1.1") return json(400, { error: "a request without Host" }); // RFC 9112 §3.2
-  if (tokenHash === undefined && !isLoopbackHost(headers.host)) {
+  const [, path = "", query = ""] = /^([^?]*)\??(.*)$/s.exec(url) ?? [];
+  const isOpen = api.isOpen(path);
+  // What checks health over HTTP/1.0 names no Host, and browsers always do.
+  const isHealthCheck = isOpen && headers.host === undefined;
+  if (tokenHash === undefined && !isHealthCheck && !isLoopbackHost(headers.host)) {
     // Without a token, a web page whose name was pointed at 127.0.0.1 must not read this (DNS rebinding).
     return json(403, { error: "without a token, this listener answers to localhost and loopback addresses only" });
   }
-  const [, path = "", query = ""] = /^([^?]*)\??(.*)$/s.exec(url) ?? [];
-  if (tokenHash !== undefined && !api.isOpen(path) && !isAuthorized(headers.authorization, tokenHash)) {
+  if (tokenHash !== undefined && !isOpen && !isAuthorized(headers.authorization, tokenHash)) {
     return json(401, { error: "send the admin token: Authorization: Bearer …" });
   }
   if (CHANGING.has(method) && isCrossSite(headers)) {

@@ -1,9 +1,7 @@
 import { type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { type ClientError, describeClientError, type Refusal } from "../core/client-error.ts";
-
-/** How long a client that keeps its side open is waited for, milliseconds. */
-const LINGER_MS = 1_000;
+import { endLingering } from "../core/linger.ts";
 
 /**
  * Says in JSON what is wrong with a message that node would refuse by itself, with no word or with an empty answer.
@@ -44,7 +42,5 @@ function writeRefusal(socket: Socket, { status, message }: Refusal): void {
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: application/json\r\n` +
       `content-length: ${Buffer.byteLength(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n${body}`,
   );
-  socket.resume();
-  const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
-  socket.once("close", () => clearTimeout(linger));
+  endLingering.call(socket);
 }

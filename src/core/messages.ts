@@ -1,3 +1,4 @@
+import type { Socket } from "node:net";
 import type { Readable, Writable } from "node:stream";
 
 /**
@@ -17,6 +18,8 @@ export interface ClientRequest extends Readable {
 }
 
 export interface ClientResponse extends Writable {
+  /** The connection that ends with this response if the head says so; absent in HTTP/2, where streams end. */
+  readonly socket?: Socket | null;
   readonly headersSent: boolean;
   /** @param fields names and values in turn. */
   writeHead(status: number, reason: string, fields: string[]): unknown;

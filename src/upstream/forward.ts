@@ -3,6 +3,7 @@ import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import { lingerAtEnd } from "../core/linger.ts";
 import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
   addSessionCookie,
@@ -92,15 +93,23 @@ export function forward(
 function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number): Readable {
   const content = new PassThrough();
   const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
-  req.on("data", (chunk: Buffer) => {
+  const count = (chunk: Buffer): void => {
     exchange.requestBytes += chunk.length;
     idle.refresh();
-  });
+  };
+  req.on("data", count);
   req.on("end", () => clearTimeout(idle));
   req.on("error", (error) => content.destroy(error));
   // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
-  content.on("error", () => req.unpipe(content));
-  content.on("close", () => clearTimeout(idle));
+  content.on("error", () => {});
+  // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
+  // everything before they read anything.
+  content.on("close", () => {
+    clearTimeout(idle);
+    req.off("data", count);
+    req.unpipe(content);
+    req.resume();
+  });
   return req.pipe(content);
 }
 
@@ -116,6 +125,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   readonly #res: ClientResponse;
   readonly #exchange: Exchange;
   #controller: Dispatcher.DispatchController | undefined;
+  #content: Readable | null = null;
   /** Whether the connection has had a request before this one: then its server may have closed it just now. */
   #isReused = false;
   #answerBegun = false;
@@ -141,13 +151,14 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
 
   dispatch(): void {
     const { upstream, method, path, headers, hasContent, chunked, upgrade } = this.#request;
+    if (hasContent) this.#content = requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs);
     upstream.dispatch(
       {
         method: method as Dispatcher.HttpMethod,
         path,
         headers,
         ...(upgrade !== undefined && { upgrade: "websocket" }),
-        body: hasContent ? requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs) : null,
+        body: this.#content,
         // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
         // not be a next one (CVE-2026-29057).
         ...(hasContent &&
@@ -268,7 +279,10 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     exchange.source = "upstream";
     const fields = head.kept;
     if (status === 204 && head.contentLength !== undefined) removeContentLength(fields);
-    if (this.#request.closeConnection() || !this.#requestIsRead()) fields.push("connection", "close");
+    if (this.#request.closeConnection() || !this.#requestIsRead()) {
+      fields.push("connection", "close");
+      lingerAtEnd(this.#res.socket);
+    }
     if (exchange.capture !== undefined) {
       // A login may have put it under watch only now.
       exchange.capture.upstreamResponse ??= maskFields(rawHeaders(this.#controller));
@@ -357,6 +371,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(error);
+    this.#content?.destroy(); // undici does not, where it found no connection
     this.#tunnel?.destroy();
     this.#request.onFailure(error);
   }
@@ -368,6 +383,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(new Error("the client has gone"));
+    this.#content?.destroy();
     this.#tunnel?.destroy();
   }
 

@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import { buildConnector, type Dispatcher, Pool } from "undici";
+import { readOn } from "./read-on.ts";
 
 /** How the target of a route is spoken to over TLS. It is always verified: there is no option that turns that off. */
 export interface UpstreamTls {
@@ -54,7 +55,11 @@ export class Upstream {
     this.#pool = new Pool(options.target, {
       connections: MAX_CONNECTIONS,
       pipelining: 1,
-      connect: this.scheme === "https" ? tlsConnector(this.host, options) : { timeout: options.connectTimeoutMs },
+      connect: readOn(
+        this.scheme === "https"
+          ? tlsConnector(this.host, options)
+          : buildConnector({ timeout: options.connectTimeoutMs, allowH2: false }),
+      ),
       allowH2: false,
       headersTimeout: options.firstByteTimeoutMs,
       bodyTimeout: options.idleTimeoutMs,
