@@ -96,7 +96,7 @@ export function failures(samples: readonly Sample[]): number {
   return samples.reduce((sum, { errors, non2xx, mismatches }) => sum + errors + non2xx + mismatches, 0);
 }
 
-function median(values: readonly number[]): number {
+export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = Math.floor(sorted.length / 2);
   const upper = sorted[middle] ?? Number.NaN;

@@ -66,7 +66,7 @@ export function ownMessage({ status, error, fields = [] }: Answer, options: OwnM
     const page = errorPages.page(status, error, traceId);
     body = page.body;
     head.push(...page.fields);
-  } else if (status !== 204) {
+  } else if (status >= 300) {
     body = problemBody(status, error, traceId);
     head.push("content-type", "application/problem+json");
   }
@@ -133,11 +133,20 @@ export function fail(conversation: Conversation, error: unknown, observer: Obser
     observer.log.unexpected(error, exchange);
     failure = new ProxyError("proxy_internal_error", "see the line error.unexpected of this trace", { cause: error });
   }
-  exchange.fail(failure.code, failure.message);
+  exchange.fail(failure.code, failure.message, failure.limit);
   if (res.headersSent) {
     exchange.status ||= failure.status;
     cut(res, exchange.httpVersion);
-  } else answer(conversation, { status: failure.status, error: failure.code });
+  } else answer(conversation, { status: statusFor(exchange, failure), error: failure.code, fields: failure.fields });
+}
+
+/**
+ * A proxy that asks understands that a request may not go on, by 403; nginx takes any other 4xx for a failure. The others
+ * tell the client to come more slowly as well.
+ */
+export function statusFor({ verification }: Exchange, { status }: ProxyError): number {
+  if (verification === undefined || status < 400 || status >= 500) return status;
+  return status === 429 && verification.protocol !== "auth-request" ? status : 403;
 }
 
 /** In HTTP/1.0 the content may end with the connection: only a reset says that there should have been more. */

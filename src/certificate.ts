@@ -97,7 +97,9 @@ export async function readTls({ listen, admin, upstreams }: Config): Promise<Tls
     listen: listen.tls && (await readConfiguredKeyPair("listen.tls", listen.tls)),
     admin: admin.tls && (await readConfiguredKeyPair("admin.tls", admin.tls)),
     upstreams: await Promise.all(
-      upstreams.map(({ tls }, index) => tls && readUpstreamTls(`routes[${index}].upstream.tls`, tls)),
+      upstreams.map(
+        (upstream, index) => upstream?.tls && readUpstreamTls(`routes[${index}].upstream.tls`, upstream.tls),
+      ),
     ),
   };
 }

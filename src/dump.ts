@@ -171,13 +171,22 @@ async function lookAtRuntime(): Promise<Dump["runtime"]> {
   };
 }
 
+/** How many file descriptors this process may have; `undefined` where `/proc` does not tell. */
+export function maxOpenFiles(): number | undefined {
+  try {
+    const [, limit] = /^Max open files +(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8")) ?? [];
+    return limit === undefined ? undefined : Number(limit);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Where `/proc` tells: how many file descriptors are open, and how many may be. */
 function openFiles(): Pick<Dump["runtime"], "openFiles" | "maxOpenFiles"> {
   try {
     // The list is read through one more.
     const open = readdirSync("/proc/self/fd").length - 1;
-    const [, limit] = /^Max open files +(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8")) ?? [];
-    return { openFiles: open, maxOpenFiles: limit === undefined ? null : Number(limit) };
+    return { openFiles: open, maxOpenFiles: maxOpenFiles() ?? null };
   } catch {
     return { openFiles: null, maxOpenFiles: null };
   }

@@ -7,10 +7,12 @@ import { type KeyPair, readTls, type TlsMaterial } from "./certificate.ts";
 import { renewCertificate } from "./certificate-renewal.ts";
 import type { Config } from "./config/compile.ts";
 import { change } from "./config/reload.ts";
+import { autoTotal, ConnectionLimiter, type ConnectionLimits } from "./connection-limiter.ts";
+import { TrustedProxies } from "./core/peer.ts";
 import type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
 import type { SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
-import { takeDump as takeDumpOf } from "./dump.ts";
+import { maxOpenFiles, takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
@@ -22,6 +24,7 @@ import type { Metrics } from "./observe/metrics.ts";
 import { Observer } from "./observe/observer.ts";
 import { redirectTo } from "./redirect.ts";
 import { type ConfigSource, Reloader } from "./reloader.ts";
+import { RequestLimiter } from "./request-limiter.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
 import { Logouts } from "./session/logouts.ts";
@@ -33,6 +36,7 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
+import { MAX_CONNECTIONS } from "./upstream/upstream.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -43,6 +47,8 @@ export interface GatewayOptions {
   readonly store?: SessionStore;
   /** How often the files of certificates are looked at, milliseconds; default ten seconds. */
   readonly certificatePollMs?: number;
+  /** How long a request waits for rate limits that gateways share, milliseconds; default 50. */
+  readonly limiterPatienceMs?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
   /** Where the configuration came from, to read it again; absent: nowhere. */
@@ -96,6 +102,8 @@ export class Gateway {
   readonly endedElsewhere: (key: SessionKey) => void;
   readonly #serverConnections: Connections;
   readonly #adminConnections: Connections;
+  readonly #connections: ConnectionLimiter;
+  readonly #limiter: RequestLimiter;
   #draining = false;
   #closing: Promise<void> | undefined;
   /** The listener that only redirects to HTTPS. */
@@ -151,7 +159,29 @@ export class Gateway {
     });
     this.#webSockets = webSockets;
     const isDraining = () => this.#draining;
-    this.#shared = { store, lookup, toucher: this.#toucher, logouts, observer, webSockets, isDraining, now };
+    this.#connections = new ConnectionLimiter({
+      ...connectionLimits(config),
+      onRefused: (reason, address) => observer.connectionRefused(reason, address),
+    });
+    observer.metrics.watchConnections(this.#connections);
+    this.#limiter = new RequestLimiter({
+      patienceMs: options.limiterPatienceMs,
+      openShared: plainStore.openBuckets?.bind(plainStore),
+      onFallback: (active, failure) => observer.limiterFellBack(active, failure),
+      onChecked: (by) => observer.metrics.limiterAnswered(by),
+    });
+    this.#shared = {
+      store,
+      lookup,
+      toucher: this.#toucher,
+      logouts,
+      observer,
+      webSockets,
+      connections: this.#connections,
+      limiter: this.#limiter,
+      isDraining,
+      now,
+    };
     const generations = new Generations(buildGate(config, files, this.#shared), (error) =>
       observer.log.unexpected(error),
     );
@@ -236,10 +266,12 @@ export class Gateway {
       ...(worker && { worker: worker.number }),
     });
     try {
-      const plainStore = options.store
+      const plainStore: SessionStore = options.store
         ? new GuardedStore(options.store)
         : await openStore(config.store, { ...storeOptions(config, now), observer: observer.storeObserver() });
-      return new Gateway(config, { observer, plainStore, files }, options);
+      const gateway = new Gateway(config, { observer, plainStore, files }, options);
+      if (limitsRequests(config)) await gateway.#limiter.open();
+      return gateway;
     } catch (error) {
       await observer.close(FLUSH_TIMEOUT_MS);
       throw error;
@@ -316,10 +348,12 @@ export class Gateway {
   async #reload(read: Config): Promise<ReloadResult> {
     const { config, ...result } = change(this.#config, read);
     const files = await readFiles(config);
+    if (limitsRequests(config)) await this.#limiter.open();
     if (this.#draining) throw new Error("the gateway is about to end");
     this.#config = config;
     const gate = buildGate(config, files, this.#shared, this.#generations.upstreams);
     this.#generations.replace(gate);
+    this.#connections.adjust(connectionLimits(config));
     if (this.#server instanceof TlsServer && files.tls.listen !== undefined && config.listen.tls !== undefined)
       this.#server.setSecureContext(secureContext(config.listen.tls.minVersion, files.tls.listen));
     this.#watchListenCertificate(config, files.tls);
@@ -473,6 +507,22 @@ function shared<T>(take: () => Promise<T>): () => Promise<T> {
       underWay = undefined;
     });
     return underWay;
+  };
+}
+
+function limitsRequests({ limits, routes }: Config): boolean {
+  return [limits.routeless, ...routes.map((route) => route.limits)].some(
+    ({ perAddress, perSession }) => perAddress !== undefined || perSession !== undefined,
+  );
+}
+
+function connectionLimits({ limits, listen, upstreams }: Config): ConnectionLimits {
+  const { total, perAddress } = limits.connections;
+  const upstreamConnections = MAX_CONNECTIONS * new Set(upstreams.flatMap((upstream) => upstream?.target ?? [])).size;
+  return {
+    total: total ?? autoTotal(maxOpenFiles(), upstreamConnections),
+    perAddress,
+    trusted: new TrustedProxies(listen.trustedProxies),
   };
 }
 

@@ -18,7 +18,10 @@ const LOOK_MS = 5;
 
 /** What every configuration of a gateway shares: sessions, and the eyes on everything. */
 export interface Shared
-  extends Pick<Gate, "lookup" | "toucher" | "logouts" | "observer" | "webSockets" | "isDraining"> {
+  extends Pick<
+    Gate,
+    "lookup" | "toucher" | "logouts" | "observer" | "webSockets" | "connections" | "limiter" | "isDraining"
+  > {
   readonly store: SessionStore;
   /** Milliseconds since the epoch. */
   readonly now: () => number;
@@ -103,7 +106,7 @@ export class Generations {
 
   /** All that may have requests. */
   get upstreams(): readonly Upstream[] {
-    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams))];
+    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams.filter(isUpstream)))];
   }
 
   /** From the next request on, it is this one; upstreams that only others had go when the requests of those have ended. */
@@ -117,7 +120,7 @@ export class Generations {
   #letGoOf(generation: Generation): void {
     this.#all.delete(generation);
     const used = this.upstreams;
-    for (const upstream of generation.gate.upstreams) {
+    for (const upstream of generation.gate.upstreams.filter(isUpstream)) {
       if (!used.includes(upstream)) upstream.close().catch(this.#onError);
     }
   }
@@ -143,11 +146,12 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
   return {
     ...rest,
     trusted: new TrustedProxies(listen.trustedProxies),
-    requestRules: new HeaderRules(identity.names),
+    requestRules: new HeaderRules(identity.names, config.limits.head.maxFields, config.forwardAuth !== undefined),
     responseRules: new ResponseHeaderRules(session.cookie.name, strictTransport),
     strictTransport,
     routes: new RouteTable(config.routes),
     upstreams: upstreamsOf(config, files.tls, kept),
+    forwardAuth: config.forwardAuth,
     cookie,
     binding: { to: session.bind, onMismatch: session.onMismatch },
     lifecycle: {
@@ -159,6 +163,7 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
       onEvent: (event, exchange, fields) => observer.sessionEvent(event, exchange, fields),
     },
     identity,
+    limits: config.limits,
     errorPages: files.errorPages,
   };
 }
@@ -179,8 +184,13 @@ function routeOf(routes: RouteTable, { host, path }: Exchange): Route | undefine
   }
 }
 
-function upstreamsOf(config: Config, tls: TlsMaterial, kept: readonly Upstream[]): Upstream[] {
+function isUpstream(upstream: Upstream | undefined): upstream is Upstream {
+  return upstream !== undefined;
+}
+
+function upstreamsOf(config: Config, tls: TlsMaterial, kept: readonly Upstream[]): (Upstream | undefined)[] {
   return config.upstreams.map((upstream, index) => {
+    if (upstream === undefined) return undefined;
     const options: UpstreamOptions = { ...upstream, tls: tls.upstreams[index] };
     return kept.find((other) => isDeepStrictEqual(other.options, options)) ?? new Upstream(options);
   });

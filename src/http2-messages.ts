@@ -7,6 +7,9 @@ import type { ClientRequest, ClientResponse } from "./core/messages.ts";
 /** An expectation of 100 (Continue) cannot be met any more when the content is there. */
 const CONTINUE = /^100-continue$/i;
 
+/** `: ` and the end of the line. */
+const FIELD_OVERHEAD = 4;
+
 /** What the client sends on one stream. */
 export class Http2Request extends Readable implements ClientRequest {
   readonly httpVersionMajor = 2;
@@ -14,6 +17,8 @@ export class Http2Request extends Readable implements ClientRequest {
   readonly url: string;
   readonly scheme: string;
   readonly rawHeaders: string[] = [];
+  /** Octets of the request head, as many as they would be in HTTP/1.1. */
+  headBytes = 0;
   complete: boolean;
   expectsContinue = false;
   readonly #stream: ServerHttp2Stream;
@@ -33,6 +38,7 @@ export class Http2Request extends Readable implements ClientRequest {
     for (let i = 0; i < raw.length; i += 2) {
       const name = raw[i] as string;
       const value = raw[i + 1] as string;
+      this.headBytes += name.length + value.length + FIELD_OVERHEAD;
       if (name === ":method") method = value;
       else if (name === ":path") path = value;
       else if (name === ":scheme") scheme = value;
@@ -182,7 +188,12 @@ export class Http2Response extends Writable implements ClientResponse {
     const stream = this.#stream;
     if (!this.writableFinished) stream.close(constants.NGHTTP2_INTERNAL_ERROR);
     // Nobody reads the rest of the request (RFC 9113 §8.1).
-    else if (!stream.readableEnded && !stream.endAfterHeaders) stream.close(constants.NGHTTP2_NO_ERROR);
+    else if (!stream.readableEnded && !stream.endAfterHeaders) {
+      stream.close(constants.NGHTTP2_NO_ERROR);
+      // What has arrived of it would keep the stream, and with it the connection, from ever being over.
+      stream.removeAllListeners("data");
+      stream.resume();
+    }
     done(error);
   }
 }

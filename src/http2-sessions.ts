@@ -11,11 +11,13 @@ const CONNECTION_WINDOW_BYTES = 1024 * 1024;
 /** What node may hold for one connection, in its own unit of a million octets; a stream beyond that is refused. */
 const MAX_SESSION_MEMORY_MB = 10;
 
-/** More than the rules for header sections allow, so that what is a little too much gets an answer and not a reset. */
-const MAX_FIELDS = 256;
+/**
+ * More than is allowed, so that what is too much gets an answer and not a reset: the octets that nghttp2 takes in one
+ * HEADERS frame and eight of CONTINUATION, after which it gives up the connection (CVE-2024-28182).
+ */
+const RECEIVED_HEAD_BYTES = 9 * 16 * 1024;
+const RECEIVED_FIELDS_FACTOR = 2;
 
-/** A connection without a request under way is closed after this, whatever else its client says. */
-const IDLE_TIMEOUT_MS = 75_000;
 /** How long a connection that was told to go may take. */
 const GOING_TIMEOUT_MS = 1_000;
 
@@ -27,7 +29,14 @@ const TOO_MANY_CONTROL_FRAMES = "too many HTTP/2 control frames";
 const MAX_INVALID_FRAMES = 100;
 
 export interface Http2Options {
+  /** Of a request head. Whoever takes the request says so when it is larger; a stream that goes far beyond is reset. */
   readonly maxHeadBytes: number;
+  /** Header fields of a request; likewise. */
+  readonly maxFields: number;
+  /** A connection without a first request is closed after this. */
+  readonly headTimeoutMs: number;
+  /** One without a request under way, whatever else its client says. */
+  readonly idleTimeoutMs: number;
   /** A request has arrived. */
   readonly onRequest: (socket: Socket, req: Http2Request, res: Http2Response) => void;
   /** @returns whether connections are to go elsewhere. */
@@ -61,7 +70,8 @@ class Http2Connection {
   readonly #socket: Socket;
   readonly #session: ServerHttp2Session;
   readonly #options: Http2Options;
-  readonly #idle: NodeJS.Timeout;
+  #idle: NodeJS.Timeout;
+  #hasBegun = false;
   #streams = 0;
   #controlFrames = 0;
   #controlSince = 0;
@@ -73,9 +83,9 @@ class Http2Connection {
       settings: {
         maxConcurrentStreams: MAX_CONCURRENT_STREAMS,
         initialWindowSize: STREAM_WINDOW_BYTES,
-        maxHeaderListSize: options.maxHeadBytes,
+        maxHeaderListSize: Math.max(RECEIVED_HEAD_BYTES, options.maxHeadBytes),
       },
-      maxHeaderListPairs: MAX_FIELDS,
+      maxHeaderListPairs: RECEIVED_FIELDS_FACTOR * options.maxFields,
       maxSessionMemory: MAX_SESSION_MEMORY_MB,
       maxSettings: 32,
       maxOutstandingPings: 10,
@@ -88,7 +98,7 @@ class Http2Connection {
       strictSingleValueFields: false,
     });
     this.#session = session;
-    this.#idle = setTimeout(() => this.#onIdle(), IDLE_TIMEOUT_MS).unref();
+    this.#idle = setTimeout(() => this.#onIdle(), options.headTimeoutMs).unref();
     session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
     session.on("stream", (stream, _headers, flags, raw) => this.#start(stream as ServerHttp2Stream, flags, raw));
     session.on("ping", () => this.#countControlFrame());
@@ -113,6 +123,11 @@ class Http2Connection {
   }
 
   #start(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
+    if (!this.#hasBegun) {
+      this.#hasBegun = true;
+      clearTimeout(this.#idle);
+      this.#idle = setTimeout(() => this.#onIdle(), this.#options.idleTimeoutMs).unref();
+    }
     const endStream = (flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0;
     this.#streams++;
     stream.once("close", () => this.#ended());
@@ -144,7 +159,8 @@ class Http2Connection {
 }
 
 function describeHttp2Error({ code, message }: ClientError): Refusal {
-  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message };
-  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES") return { status: 429, message: "too many malformed HTTP/2 frames" };
+  if (message === TOO_MANY_CONTROL_FRAMES) return { status: 429, message, limit: "http2-frames" };
+  if (code === "ERR_HTTP2_TOO_MANY_INVALID_FRAMES")
+    return { status: 429, message: "too many malformed HTTP/2 frames", limit: "http2-frames" };
   return { status: 400, message: `malformed HTTP/2 (${message})` };
 }

@@ -11,6 +11,7 @@ import type { Socket } from "node:net";
 import { TLSSocket, type TlsOptions, Server as TlsServer } from "node:tls";
 import { type Conversation, fail, ownMessage, reasonOf } from "./answers.ts";
 import { asksForWebSocket, ClientUpgrade, hasContent } from "./client-upgrade.ts";
+import type { LimitsConfig } from "./config/limits.ts";
 import { type ClientError, describeClientError, type Refusal } from "./core/client-error.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import { Exchange } from "./core/exchange.ts";
@@ -27,18 +28,6 @@ import { Http2Sessions } from "./http2-sessions.ts";
 import type { ConnectionCare } from "./listening.ts";
 import { type Gate, handle } from "./pipeline.ts";
 
-/** Octets of a request head, and of a request line; larger ones get 431 and 414. */
-const MAX_HEAD_BYTES = 32 * 1024;
-/** A head must be complete within this time; contents only have to go on (`upstream.timeouts.idle`). */
-const HEADERS_TIMEOUT_MS = 15_000;
-/** Longer than the usual load balancer keeps its side, so that it is not we who close under a request. */
-const KEEP_ALIVE_TIMEOUT_MS = 75_000;
-
-/** Requests that may wait on one connection for the answers before theirs. */
-const MAX_PIPELINED = 100;
-/** Without progress on a connection whose answer is under way, its client has gone. */
-const CLIENT_IDLE_TIMEOUT_MS = 60_000;
-
 /** What is going on on one connection. */
 interface Connection {
   peer: Peer;
@@ -52,18 +41,24 @@ interface Connection {
   refusal: Refusal | undefined;
 }
 
+/** How often node looks for heads that have taken too long, at most. */
+const MAX_HEAD_CHECK_MS = 2_000;
+
 /** How node reads messages here. */
-export const HTTP_OPTIONS: ServerOptions = {
-  maxHeaderSize: MAX_HEAD_BYTES,
-  headersTimeout: HEADERS_TIMEOUT_MS,
-  requestTimeout: 0,
-  keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
-  requireHostHeader: false, // checked with the rest of the target, where it gets a reason
-  insecureHTTPParser: false,
-  joinDuplicateHeaders: false,
-  // A request that announces no content has none: node need not play the life of a stream for it.
-  optimizeEmptyRequests: true,
-};
+export function httpOptions({ head, idleTimeoutMs }: LimitsConfig): ServerOptions {
+  return {
+    maxHeaderSize: head.maxBytes,
+    headersTimeout: head.timeoutMs,
+    connectionsCheckingInterval: Math.min(MAX_HEAD_CHECK_MS, Math.ceil(head.timeoutMs / 4)),
+    requestTimeout: 0,
+    keepAliveTimeout: idleTimeoutMs,
+    requireHostHeader: false, // checked with the rest of the target, where it gets a reason
+    insecureHTTPParser: false,
+    joinDuplicateHeaders: false,
+    // A request that announces no content has none: node need not play the life of a stream for it.
+    optimizeEmptyRequests: true,
+  };
+}
 
 export const CONNECT_REFUSAL: Refusal = { status: 405, message: "CONNECT is not forwarded" };
 const UPGRADE_REFUSAL: Refusal = { status: 501, message: "an upgrade with content, or behind another request" };
@@ -93,14 +88,14 @@ export function createListener(generations: Generations, options: ListenerOption
   const { tls, respond = handle } = options;
   /** For what belongs to no request, or does not change. */
   const currentGate = (): Gate => generations.current.gate;
-  const { observer, isDraining } = currentGate();
+  const { observer, isDraining, limits, connections: allConnections } = currentGate();
   const strictTransportOf = (gate: Gate) => (tls === undefined ? undefined : gate.strictTransport);
   const connections = new WeakMap<Socket, Connection>();
   const open = new Set<Connection>();
   /** What node does not read on from behind, whether or not it is granted. */
   const upgrades = new WeakSet<IncomingMessage>();
   const serverOptions: ServerOptions = {
-    ...HTTP_OPTIONS,
+    ...httpOptions(limits),
     shouldUpgradeCallback: (req) => {
       // Behind another request it would have to wait for that one's response, and nobody does so.
       const { running, waiting } = connectionOf(req.socket);
@@ -110,8 +105,16 @@ export function createListener(generations: Generations, options: ListenerOption
     },
   };
   const server =
-    tls === undefined ? createServer(serverOptions) : createTlsServer({ ...serverOptions, ...tls.options });
+    tls === undefined
+      ? createServer(serverOptions)
+      : createTlsServer({ ...serverOptions, ...tls.options, handshakeTimeout: limits.head.timeoutMs });
   server.maxHeadersCount = 0; // none: core/request-head.ts counts
+  // Before node makes anything of a connection.
+  const [serve] = server.listeners("connection");
+  server.removeAllListeners("connection");
+  server.on("connection", (socket: Socket) => {
+    if (allConnections.admit(socket)) serve?.call(server, socket);
+  });
 
   const connectionOf = (socket: Socket): Connection => {
     const { trusted } = currentGate();
@@ -136,7 +139,7 @@ export function createListener(generations: Generations, options: ListenerOption
     const gate = currentGate();
     const exchange = openExchange(gate, "", "1.1", connection.peer);
     exchange.status = refusal.status;
-    exchange.fail("http_request_error", refusal.message);
+    exchange.fail("http_request_error", refusal.message, refusal.limit);
     const { errorPages } = gate;
     writeRefusal({ errorPages, strictTransport: strictTransportOf(gate) }, socket, refusal, exchange);
     closeExchange(gate, exchange, true);
@@ -188,7 +191,7 @@ export function createListener(generations: Generations, options: ListenerOption
     const connection = connectionOf(req.socket);
     // A pipelined request waits for the response before it, so that a POST cannot overtake.
     if (res.socket === null) {
-      if (++connection.waiting > MAX_PIPELINED) refuseFlood(currentGate(), req.socket, connection);
+      if (++connection.waiting > limits.maxPipelined) refuseFlood(currentGate(), req.socket, connection);
       res.once("socket", () => {
         connection.waiting--;
         start(req, res, expectsContinue);
@@ -231,10 +234,13 @@ export function createListener(generations: Generations, options: ListenerOption
   };
 
   const http2 = new Http2Sessions({
-    maxHeadBytes: MAX_HEAD_BYTES,
+    maxHeadBytes: limits.head.maxBytes,
+    maxFields: limits.head.maxFields,
+    headTimeoutMs: limits.head.timeoutMs,
+    idleTimeoutMs: limits.idleTimeoutMs,
     onRequest: (socket, req, res) => {
       const conversation = begin(socket, req, res, "2", req.expectsContinue);
-      const problem = http2Problem(req);
+      const problem = http2Problem(req, limits.head.maxBytes);
       if (problem === undefined) run(conversation);
       else fail(conversation, problem, observer);
     },
@@ -269,12 +275,12 @@ export function createListener(generations: Generations, options: ListenerOption
     return requests;
   };
 
-  server.timeout = CLIENT_IDLE_TIMEOUT_MS;
+  server.timeout = limits.sendTimeoutMs;
   server.on("timeout", (socket: Socket) => {
     const [current] = connectionOf(socket).running;
     // An answer that is yet to come is the upstream's affair; it has timeouts of its own.
     const waitsForUpstream = current !== undefined && !current.res.writableEnded && !current.res.writableNeedDrain;
-    if (waitsForUpstream) socket.setTimeout(CLIENT_IDLE_TIMEOUT_MS);
+    if (waitsForUpstream) socket.setTimeout(limits.sendTimeoutMs);
     else socket.destroy();
   });
   server.on("request", (req, res) => start(req, res, false));
@@ -298,13 +304,15 @@ export function createListener(generations: Generations, options: ListenerOption
     const connection = connectionOf(socket);
     const refusal = describeClientError(error);
     const [current] = connection.running;
-    if (refusal === undefined || !socket.writable) socket.destroy();
+    // A browser connects in advance, and may never ask: nothing is told of such a connection, neither here nor to it.
+    const isSilent = socket.bytesRead === 0;
+    if (refusal === undefined || isSilent || !socket.writable) socket.destroy();
     else if (current === undefined) refuse(socket, connection, refusal);
     else if (current.req.complete) connection.refusal = refusal;
     else if (current.res.headersSent) socket.destroy();
     else {
       // The content of the request that is running is malformed: what went upstream of it is cut off.
-      current.exchange.fail("http_request_error", refusal.message);
+      current.exchange.fail("http_request_error", refusal.message, refusal.limit);
       current.exchange.status = refusal.status;
       current.onClose?.();
       const forPerson = isForPerson(current.req.rawHeaders);
@@ -315,7 +323,11 @@ export function createListener(generations: Generations, options: ListenerOption
 }
 
 /** What node has no opinion of in HTTP/2, and would have refused in HTTP/1.1. */
-function http2Problem({ method, scheme }: Http2Request): ProxyError | undefined {
+function http2Problem({ method, scheme, url, headBytes }: Http2Request, maxHeadBytes: number): ProxyError | undefined {
+  if (headBytes > maxHeadBytes)
+    return url.length > maxHeadBytes
+      ? badRequest("the target is too long", 414, "target-bytes")
+      : badRequest("the header section is too large", 431, "head-bytes");
   if (method === "CONNECT") return badRequest(CONNECT_REFUSAL.message, CONNECT_REFUSAL.status);
   if (!KNOWN_METHODS.has(method)) return badRequest("an unknown method", 501);
   // Another scheme is about another resource, which this connection cannot speak for (RFC 9110 §4.3.3).
@@ -369,15 +381,15 @@ function closeExchange(gate: Gate, exchange: Exchange, responseFinished: boolean
 /** Ends a connection on which too much waits: it would cost memory without an end. There is no place for an answer. */
 function refuseFlood(gate: Gate, socket: Socket, connection: Connection): void {
   if (socket.destroyed) return;
-  record(gate, connection, "1.1", { status: 429, message: "too many pipelined requests" });
+  record(gate, connection, "1.1", { status: 429, message: "too many pipelined requests", limit: "pipelined" });
   socket.destroy();
 }
 
 /** What never became a request has a record too. */
-function record(gate: Gate, { peer }: Connection, httpVersion: string, { status, message }: Refusal): void {
+function record(gate: Gate, { peer }: Connection, httpVersion: string, { status, message, limit }: Refusal): void {
   const exchange = openExchange(gate, "", httpVersion, peer);
   exchange.status = status;
-  exchange.fail("http_request_error", message);
+  exchange.fail("http_request_error", message, limit);
   closeExchange(gate, exchange, true);
 }
 

@@ -1,10 +1,14 @@
 import { answer, type Conversation, fail } from "./answers.ts";
+import type { LimitsConfig } from "./config/limits.ts";
+import type { ConnectionLimiter } from "./connection-limiter.ts";
 import { maskFields } from "./core/capture.ts";
 import { badRequest, ProxyError } from "./core/errors.ts";
 import type { Exchange } from "./core/exchange.ts";
+import { type AskedAbout, absoluteLocation, isVerification, readVerification } from "./core/forward-auth.ts";
 import type { IdentityHeaders } from "./core/identity.ts";
+import type { RouteLimits } from "./core/limits.ts";
 import { onBehalfOf } from "./core/on-behalf.ts";
-import { clientAddressOf, type Peer, type TrustedProxies } from "./core/peer.ts";
+import { clientAddressOf, networkOf, type Peer, type TrustedProxies } from "./core/peer.ts";
 import { type HeaderRules, type RequestHead, readRequestHead } from "./core/request-head.ts";
 import { type RequestTarget, readRequestTarget } from "./core/request-target.ts";
 import type { ResponseHead, ResponseHeaderRules } from "./core/response-head.ts";
@@ -15,6 +19,7 @@ import { upstreamFields } from "./core/upstream-fields.ts";
 import { checkHandshake } from "./core/websocket.ts";
 import type { ErrorPages } from "./error-pages.ts";
 import type { Observer } from "./observe/observer.ts";
+import type { RequestLimiter } from "./request-limiter.ts";
 import { isMismatch } from "./session/binding.ts";
 import type { PresentedCookie, SessionCookie } from "./session/cookie.ts";
 import { expiryAfterUse, expiryReason } from "./session/expiry.ts";
@@ -36,8 +41,10 @@ export interface Gate {
   /** Value of `Strict-Transport-Security`, for what goes out over TLS. */
   readonly strictTransport: string | undefined;
   readonly routes: RouteTable;
-  /** By `Route.index`. */
-  readonly upstreams: readonly Upstream[];
+  /** By `Route.index`; absent where a route is there for verifications only. */
+  readonly upstreams: readonly (Upstream | undefined)[];
+  /** Where other proxies ask; absent: nobody may. */
+  readonly forwardAuth: { readonly path: string } | undefined;
   readonly cookie: SessionCookie;
   readonly lookup: SessionLookup;
   readonly binding: { readonly to: Binding; readonly onMismatch: "log" | "deny" };
@@ -45,6 +52,9 @@ export interface Gate {
   readonly toucher: Toucher;
   readonly logouts: Logouts;
   readonly identity: IdentityHeaders;
+  readonly limits: LimitsConfig;
+  readonly limiter: RequestLimiter;
+  readonly connections: ConnectionLimiter;
   readonly observer: Observer;
   readonly errorPages: ErrorPages;
   readonly webSockets: WebSockets;
@@ -71,16 +81,27 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     }
     joinTrace(gate, exchange, head);
     if (head.via !== undefined) refuseLoop(head.via);
-    const target = readTarget(req.url ?? "", exchange, head);
-    if (isForGateway(exchange, target, head)) {
+    const wire = readTarget(req.url ?? "", exchange, head);
+    const asked = gate.forwardAuth && verificationIn(gate.forwardAuth.path, wire, req.rawHeaders, peer, exchange);
+    if (asked === undefined && isForGateway(exchange, wire, head)) {
       answer(conversation, { status: 204, fields: ["allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"] });
       return;
     }
 
+    const target = asked?.target ?? wire;
     const route = gate.routes.match(target.hostname, target.path);
-    if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     exchange.route = route;
-    const accept = conversation.upgrade && checkUpgrade(route, head, target, exchange);
+    const limits = route === undefined ? gate.limits.routeless : route.limits;
+    // Before anything is asked of the store: whoever floods must not load that.
+    if (limits.perAddress !== undefined) {
+      const checking = gate.limiter.check(limits.perAddress, networkOf(exchange.clientAddress), exchange);
+      if (checking !== undefined && !(await goesOn(exchange, checking))) return;
+    }
+    if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
+    if (asked === undefined) checkContentLength(limits, head);
+    if (asked === undefined) upstreamOf(gate, route);
+    const accept =
+      asked === undefined && conversation.upgrade ? checkUpgrade(route, head, target, exchange) : undefined;
 
     const cookie = gate.cookie.read(head.cookie);
     const resolving = resolve(gate, route, cookie, exchange);
@@ -92,9 +113,13 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
     // The client left, or sent nonsense, while the store was asked: nobody would ever end what began now.
     if (exchange.endedMs !== undefined || exchange.error !== undefined) return;
 
-    exchange.decision = decide(route, resolution, exchange.method, head);
+    if (limits.perSession !== undefined && resolution.session !== undefined && resolution.key !== undefined) {
+      const checking = gate.limiter.check(limits.perSession, resolution.key, exchange);
+      if (checking !== undefined && !(await goesOn(exchange, checking))) return;
+    }
+    exchange.decision = decide(route, resolution, asked?.method ?? exchange.method, head);
     if (exchange.decision !== "identified" && exchange.decision !== "anonymous") {
-      turnAway(conversation, route, resolution);
+      turnAway(conversation, route, resolution, asked);
       return;
     }
     const slides =
@@ -102,6 +127,10 @@ export async function handle(gate: Gate, conversation: Conversation): Promise<vo
       resolution.key !== undefined &&
       gate.toucher.used(resolution.key, resolution.session, gate.lifecycle.expiry) !== undefined;
 
+    if (asked !== undefined) {
+      await allow(gate, conversation, head, resolution, slides);
+      return;
+    }
     const fields = fieldsFor(gate, head, target, cookie, resolution, peer, exchange);
     if (exchange.capture !== undefined) exchange.capture.forwarded = maskFields(fields);
     send(gate, conversation, route, head, target, fields, resolution, slides, accept);
@@ -163,6 +192,42 @@ export function isForGateway(exchange: Exchange, target: RequestTarget, head: Re
   return target.pathAndQuery === "*" || head.maxForwards === "0";
 }
 
+/**
+ * What another proxy asks about, when that is what the request is. The record is about that from here on, and marked.
+ * @throws ProxyError `http_request_denied` (403) for whoever is not trusted, and as `readVerification`.
+ */
+export function verificationIn(
+  path: string,
+  wire: RequestTarget,
+  raw: readonly string[],
+  peer: Pick<Peer, "address" | "trusted">,
+  exchange: Exchange,
+): AskedAbout | undefined {
+  if (!isVerification(path, wire.path)) return undefined;
+  exchange.verification = UNKNOWN;
+  if (!peer.trusted)
+    throw new ProxyError(
+      "http_request_denied",
+      `${peer.address} asks for a verification, and is not in listen.trustedProxies`,
+    );
+  const asked = readVerification(path, wire, raw, exchange);
+  exchange.verification = { protocol: asked.protocol, method: asked.method };
+  exchange.scheme = asked.scheme;
+  exchange.setPath(asked.target.path, asked.target.pathAndQuery);
+  exchange.setHost(asked.target.hostname);
+  return asked;
+}
+
+const UNKNOWN = { protocol: "unknown", method: "" } as const;
+
+/** @throws ProxyError `destination_not_found` (404) for a route that is there for other proxies to ask about. */
+export function upstreamOf(gate: Pick<Gate, "upstreams">, route: Route): Upstream {
+  const upstream = gate.upstreams[route.index];
+  if (upstream === undefined)
+    throw new ProxyError("destination_not_found", "the route has no upstream: it is there for verifications");
+  return upstream;
+}
+
 /** @returns the `Sec-WebSocket-Accept` of the answer. @throws ProxyError: see `checkHandshake`. */
 export function checkUpgrade(route: Route, head: RequestHead, target: RequestTarget, exchange: Exchange): string {
   const { forwardedHost, forwardedProto } = head;
@@ -191,6 +256,18 @@ async function pending<T>(exchange: Exchange, answer: Promise<T>): Promise<T> {
   } finally {
     exchange.pending = undefined;
   }
+}
+
+/** Waits as `pending` does. @returns false when the client has left meanwhile, or has sent nonsense: nothing may begin then. */
+async function goesOn(exchange: Exchange, answer: Promise<void>): Promise<boolean> {
+  await pending(exchange, answer);
+  return exchange.endedMs === undefined && exchange.error === undefined;
+}
+
+/** @throws ProxyError (413). What comes in chunks is counted as it comes. */
+export function checkContentLength({ maxBodyBytes }: RouteLimits, { contentLength }: RequestHead): void {
+  if (contentLength !== undefined && Number(contentLength) > maxBodyBytes)
+    throw badRequest(`a Content-Length beyond ${maxBodyBytes}`, 413, "body-bytes");
 }
 
 /** A session that is used by another client than it was begun by is counted, and not believed if so configured. */
@@ -241,25 +318,69 @@ export function fieldsFor(
   exchange: Exchange,
 ): string[] {
   const fields = upstreamFields(head, target, cookie.others, peer, exchange);
+  pushIdentity(gate, fields, resolution, exchange);
+  return fields;
+}
+
+/** Who is asking, and how old the session is that says so, if it is. */
+export function pushIdentity(
+  gate: Pick<Gate, "identity">,
+  fields: string[],
+  resolution: Resolution,
+  exchange: Exchange,
+): void {
   exchange.identified = gate.identity.inject(fields, resolution, exchange.handle);
   if (resolution.staleMs !== undefined) {
     fields.push("x-coatcheck-session", `stale; age=${Math.ceil(resolution.staleMs / 1000)}`);
   }
-  return fields;
 }
 
+/** The answer to a proxy that may let the request go on: identity as for upstream, and the renewed cookie if there is one. */
+async function allow(
+  gate: Gate,
+  conversation: Conversation,
+  head: RequestHead,
+  resolution: Resolution,
+  slides: boolean,
+): Promise<void> {
+  const { exchange } = conversation;
+  const fields: string[] = [];
+  pushIdentity(gate, fields, resolution, exchange);
+  const setCookie = slides ? await renewedCookie(gate, exchange, head, resolution) : undefined;
+  if (exchange.endedMs !== undefined) return;
+  if (setCookie !== undefined) fields.push("set-cookie", setCookie);
+  answer(conversation, { status: 200, fields });
+}
+
+/**
+ * Where a person is sent who has to sign in. nginx would take a 302 for a failure; its `error_page 401` can go where this
+ * says.
+ */
+export function loginLocation(loginRedirect: string, asked: AskedAbout | undefined) {
+  if (asked === undefined) return { status: 302, location: loginRedirect };
+  return { status: asked.protocol === "auth-request" ? 401 : 302, location: absoluteLocation(asked, loginRedirect) };
+}
+
+/** RFC 9110 §11.6.1 wants one with every 401. */
+const CHALLENGE = ["www-authenticate", 'Cookie realm="coatcheck"'];
+
 /** Nobody passes here without a session, or nobody can tell because the store is away. */
-function turnAway(conversation: Conversation, route: Route, resolution: Resolution): void {
+function turnAway(
+  conversation: Conversation,
+  route: Route,
+  resolution: Resolution,
+  asked: AskedAbout | undefined,
+): void {
   const { exchange } = conversation;
   if (exchange.decision === "outage")
     throw resolution.error ?? new ProxyError("session_store_unavailable", "no answer");
   if (exchange.decision === "login-redirect" && route.loginRedirect !== undefined) {
-    const fields = ["location", route.loginRedirect, "vary", "cookie, accept, sec-fetch-mode"];
-    answer(conversation, { status: 302, fields });
+    const { status, location } = loginLocation(route.loginRedirect, asked);
+    const fields = ["location", location, "vary", "cookie, accept, sec-fetch-mode"];
+    answer(conversation, { status, fields: status === 401 ? [...CHALLENGE, ...fields] : fields });
     return;
   }
-  // RFC 9110 §11.6.1 wants a challenge with every 401.
-  answer(conversation, { status: 401, fields: ["www-authenticate", 'Cookie realm="coatcheck"'] });
+  answer(conversation, { status: 401, fields: CHALLENGE });
 }
 
 function send(
@@ -274,8 +395,7 @@ function send(
   accept: string | undefined,
 ): void {
   const { req, res, exchange, expectsContinue } = conversation;
-  const upstream = gate.upstreams[route.index];
-  if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
+  const upstream = upstreamOf(gate, route);
   const { hasContent, chunked } = head;
   const upgrade = accept === undefined ? undefined : upgradeFor(gate, conversation, route, head, resolution, accept);
   const abandon = forward(
@@ -286,6 +406,7 @@ function send(
       headers,
       hasContent,
       chunked,
+      limits: route.limits,
       responseRules: gate.responseRules,
       onHead: (response) => beforeHead(gate, conversation, route, head, resolution, response, slides),
       holdsHead: slides,

@@ -12,7 +12,7 @@ import { type Span, startReceiver } from "./support/otlp.ts";
 import { freePort, type RunningGateway, startApp, startGateway, startHttp, startRedis } from "./support/servers.ts";
 import { SteppedStore } from "./support/stepped-store.ts";
 
-const REQUESTS = Number(process.env.AGREEMENT_REQUESTS ?? 10_000);
+const REQUESTS = Number(process.env.AGREEMENT_REQUESTS ?? 4_000);
 const AT_ONCE = 25;
 /** Requests between two changes of what is broken. */
 const ROUND = 500;

@@ -14,6 +14,9 @@ import { makeCertificate } from "./support/certificates.ts";
 import { http2Connect } from "./support/http2-client.ts";
 import { startGateway, startHttp, temporaryFolder } from "./support/servers.ts";
 
+// Each has a gateway of its own, and one waits for a silence.
+t.jobs = 4;
+
 const MIB = 1024 * 1024;
 /** More than the buffers of two sockets and a gateway hold. */
 const UPLOAD = 16 * MIB;

@@ -245,7 +245,18 @@ async function send(gateway: RunningGateway, head: readonly string[]) {
   };
 }
 
-async function holdAgainst(gateway: RunningGateway, tickets: Record<string, Ticket>) {
+interface Wanted {
+  readonly method: string;
+  readonly path: string;
+  readonly host: string;
+}
+
+/** @param asks how another proxy asks about a request, instead of sending it. */
+async function holdAgainst(
+  gateway: RunningGateway,
+  tickets: Record<string, Ticket>,
+  asks?: (wanted: Wanted) => Wanted & { readonly lines: readonly string[] },
+) {
   const seen = { forwarded: 0, identified: 0, statuses: new Set<number>() };
   const request = fc.record({
     method,
@@ -258,8 +269,9 @@ async function holdAgainst(gateway: RunningGateway, tickets: Record<string, Tick
     userAgent,
   });
   await fc.assert(
-    fc.asyncProperty(request, async ({ method, path, host, whole, headers, cookie, navigation, userAgent }) => {
-      const lines = ["Connection: close", ...userAgent, ...cookie, ...navigation, ...headers];
+    fc.asyncProperty(request, async ({ whole, headers, cookie, navigation, userAgent, ...wanted }) => {
+      const { method, path, host, lines: asked } = asks?.(wanted) ?? { ...wanted, lines: [] };
+      const lines = ["Connection: close", ...userAgent, ...cookie, ...navigation, ...headers, ...asked];
       const explanation = await explain(gateway, {
         method,
         client: "127.0.0.1",
@@ -321,6 +333,35 @@ t.test("sessions that are bound to their client, behind a proxy that is trusted"
   const gateway = await startGateway(t, { routes, session, listen }, { store });
   const seen = await holdAgainst(gateway, tickets);
   t.ok(seen.identified > RUNS / 100, `${seen.identified} of ${RUNS} in somebody's name`);
+});
+
+t.test("what another proxy asks", async (t) => {
+  const store = new MemoryStore();
+  const tickets = await fill(store);
+  const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+  const asked = routes.map(({ upstream, write, ...route }, index) =>
+    index % 2 === 0 ? route : { ...route, upstream },
+  );
+  const settings = { routes: asked, session: { cookie }, listen, forwardAuth: {} };
+  const gateway = await startGateway(t, settings, { store });
+  let turn = 0;
+  const seen = await holdAgainst(gateway, tickets, ({ method, path, host }) => {
+    const question = { method: "GET", path: "/verify", host: "gateway" };
+    switch (turn++ % 4) {
+      case 0:
+        return { ...question, lines: [`X-Original-URL: https://${host}${path}`, `X-Original-Method: ${method}`] };
+      case 1:
+        return {
+          ...question,
+          lines: [`X-Forwarded-Host: ${host}`, `X-Forwarded-Uri: ${path}`, `X-Forwarded-Method: ${method}`],
+        };
+      case 2:
+        return { method, path: `/verify${path}`, host, lines: ["X-Forwarded-Proto: https"] };
+      default:
+        return { method, path, host, lines: [] };
+    }
+  });
+  for (const status of [200, 302, 401, 403, 404]) t.ok(seen.statuses.has(status), `${status} was among the answers`);
 });
 
 t.test("a store that is down", async (t) => {

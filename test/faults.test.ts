@@ -4,6 +4,7 @@
  * without a restart. FAULTS_SECONDS (60) makes the faults longer.
  */
 import { createHash } from "node:crypto";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { setTimeout as delay } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
@@ -20,7 +21,7 @@ import { logIn, startIdentityApp, type TrafficReport, traffic, type Verdict, typ
 
 const SCALE = Number(process.env.FAULTS_SECONDS ?? 60) / 60;
 const SESSIONS = 120;
-/** Of one operation in the store; beyond that comes what a busy machine adds. */
+/** Of one operation in the store; beyond that comes what a busy machine adds, to this bound and to all below. */
 const TOTAL_TIMEOUT_MS = 1_000;
 const NOISE_MS = 700;
 /** A refusal without asking: half of them at least. */
@@ -28,10 +29,15 @@ const AT_ONCE_MS = 100;
 /** After the end of a fault; a cluster's master that comes back waits for two seconds of these. */
 const RECOVERED_WITHIN_MS = 3_000;
 const QUIET_MS = 500;
+/** The load goes on until so many have been served (as nobody, where the sessions are lost), however slow the machine is. */
+const SERVED_AT_LEAST = 100;
 const SEEN_WITHIN_MS = 50;
-const MAX_GROWTH_BYTES = 40 * 1024 * 1024;
+/** Of all groups together. */
+const MAX_GROWTH_BYTES = 100 * 1024 * 1024;
 
 t.setTimeout(120_000 + SCALE * 120_000);
+// Each group has servers of its own, and waits for them most of the time.
+t.jobs = 3;
 
 interface Rig {
   /** One with the near cache and one that asks Redis for every request. */
@@ -112,10 +118,11 @@ async function endure(t: Tap, rig: Rig, fault: string, act: () => Promise<unknow
   const connectionsBefore = await connections(rig);
 
   const ending = new AbortController();
-  let [lastOutageAt, lastAnswerAt] = [0, 0];
+  let [lastOutageAt, lastAnswerAt, served] = [0, 0, 0];
   const refusals: number[] = [];
   const onAnswer = (verdict: Verdict, sentAt: number, tookMs: number) => {
     lastAnswerAt = performance.now();
+    if (verdict === "served" || (expected.lost && verdict === "loggedOut")) served++;
     if (verdict !== "outages") return;
     lastOutageAt = Math.max(lastOutageAt, sentAt);
     refusals.push(tookMs);
@@ -123,13 +130,15 @@ async function endure(t: Tap, rig: Rig, fault: string, act: () => Promise<unknow
   const load = rig.gateways.map((gateway) =>
     traffic(gateway.url, {
       cookies: rig.visitors,
-      connections: 10,
+      connections: 5,
       pauseMs: 20,
       forMs: 60_000 * Math.max(1, SCALE),
       signal: ending.signal,
       onAnswer,
     }),
   );
+  const lag = monitorEventLoopDelay();
+  lag.enable();
   let endedAt = 0;
   try {
     await delay(200);
@@ -137,25 +146,29 @@ async function endure(t: Tap, rig: Rig, fault: string, act: () => Promise<unknow
     endedAt = performance.now();
     await eventually(`${fault} is over`, async () => {
       const now = performance.now();
-      return now - Math.max(lastOutageAt, endedAt) > QUIET_MS && now - lastAnswerAt < QUIET_MS;
+      const isQuiet = now - Math.max(lastOutageAt, endedAt) > QUIET_MS && now - lastAnswerAt < QUIET_MS;
+      return isQuiet && served > SERVED_AT_LEAST;
     });
     await eventually(`the feed after ${fault}`, async () => (await feedOf(cached)) === "tracking");
   } finally {
     ending.abort();
   }
   const report = sum(await Promise.all(load));
+  lag.disable();
+  const busyMs = lag.max / 1e6;
   const recoveryMs = Math.max(0, lastOutageAt - endedAt);
   const median503Ms = refusals.sort((a, b) => a - b)[refusals.length >> 1] ?? 0;
-  t.ok(report.served > 100, `${fault}: served`);
   t.match(report, { wrong: 0, hung: 0, failed: 0, cookiesCleared: 0 }, `${fault}: nobody is wronged`);
   if (!expected.lost) t.equal(report.loggedOut, 0, `${fault}: nobody is logged out`);
   if (expected.unnoticed) t.equal(report.outages, 0, `${fault}: nobody is refused`);
-  t.ok(report.longestMs < TOTAL_TIMEOUT_MS + NOISE_MS, `${fault}: nobody waited longer (${report.longestMs} ms)`);
-  if (refusals.length > 100) t.ok(median503Ms < AT_ONCE_MS, `${fault}: refused at once (${median503Ms} ms)`);
-  t.ok(recoveryMs < RECOVERED_WITHIN_MS, `${fault}: recovered (${recoveryMs} ms)`);
+  const within = (tookMs: number, limitMs: number, what: string) =>
+    t.ok(tookMs < limitMs + busyMs, `${fault}: ${what} (${tookMs} ms, a turn took up to ${busyMs} ms)`);
+  within(report.longestMs, TOTAL_TIMEOUT_MS + NOISE_MS, "nobody waited longer");
+  if (refusals.length > 50) within(median503Ms, AT_ONCE_MS, "refused at once");
+  within(recoveryMs, RECOVERED_WITHIN_MS, "recovered");
   const seenMs = await staleness(rig);
   rows.push({ fault, report, median503Ms, recoveryMs, seenMs });
-  t.ok(seenMs < SEEN_WITHIN_MS + NOISE_MS, `${fault}: a change is seen soon afterwards (${seenMs} ms)`);
+  within(seenMs, SEEN_WITHIN_MS + NOISE_MS, "a change is seen soon afterwards");
   const swapped = expected.swapped ? rig.gateways.length : 0;
   await eventually(
     `as many connections as before ${fault}`,
@@ -211,16 +224,10 @@ function table(): string {
 
 t.teardown(() => t.comment(`\n${table()}`));
 
+const before = { sockets: sockets(), heap: heapBytes() };
 const only = process.env.FAULTS_ONLY;
 function group(name: string, run: (t: Tap) => Promise<void>) {
-  if (only !== undefined && !name.includes(only)) return;
-  t.test(name, async (t) => {
-    const before = { sockets: sockets(), heap: heapBytes() };
-    // Registered first, so it is done last: when all else has been let go. What `fetch` keeps goes a little later.
-    t.teardown(() => eventually("no socket is left", () => sockets() <= before.sockets));
-    await run(t);
-    t.ok(heapBytes() - before.heap < MAX_GROWTH_BYTES, "no memory is kept");
-  });
+  if (only === undefined || name.includes(only)) t.test(name, run);
 }
 
 group("one server", async (t) => {
@@ -439,6 +446,8 @@ group("cluster without replicas", async (t) => {
   await endure(t, rig, "a master without a replica killed", async () => {
     await lost.kill();
     await delay(200);
+    const lag = monitorEventLoopDelay();
+    lag.enable();
     const reports = await Promise.all(
       rig.gateways.map(({ url }) =>
         traffic(url, { cookies: others, connections: 5, pauseMs: 20, forMs: SCALE * 1_500 }),
@@ -446,8 +455,16 @@ group("cluster without replicas", async (t) => {
     );
     const report = sum(reports);
     t.equal(report.served, report.requests, "the slots of the other masters go on");
-    t.ok(report.longestMs < 500, `and are not slowed down (${report.longestMs} ms)`);
+    const busyMs = lag.max / 1e6;
+    t.ok(report.longestMs < 500 + busyMs, `and are not slowed down (${report.longestMs} ms, a turn took ${busyMs})`);
     rows.push({ fault: "… and of the others", report, median503Ms: 0, recoveryMs: 0, seenMs: 0 });
     await lost.start();
   });
+});
+
+t.test("nothing is kept", { buffered: false }, async (t) => {
+  // What `fetch` keeps goes a little later.
+  await eventually("no socket is left", () => sockets() <= before.sockets);
+  const grownBytes = heapBytes() - before.heap;
+  t.ok(grownBytes < MAX_GROWTH_BYTES, `${grownBytes} bytes`);
 });

@@ -8,7 +8,7 @@ import { Random } from "./fuzz/random.ts";
 import { checkRequest } from "./fuzz/requests.ts";
 import { must, type Target } from "./fuzz/target.ts";
 
-const SECONDS = Number(process.env.FUZZ_SECONDS ?? 8);
+const SECONDS = Number(process.env.FUZZ_SECONDS ?? 5);
 /** What has sockets is slower by far, and gets more of the time. */
 const SHARES: Readonly<Record<string, number>> = { requests: 6, responses: 6 };
 

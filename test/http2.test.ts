@@ -379,13 +379,14 @@ t.test("curl, over both protocols", async (t) => {
   }
 });
 
-t.test("h2load: ten connections with ten requests at once each", async (t) => {
-  const { gateway, received } = await setup(t, echo);
-  const { stdout } = await program("h2load", ["-n", "2000", "-c", "10", "-m", "10", gateway.url]);
-  t.match(String(stdout), /2000 total, 2000 started, 2000 done, 2000 succeeded, 0 failed, 0 errored, 0 timeout/);
-  t.match(String(stdout), /status codes: 2000 2xx/);
-  t.equal(received.length, 2000);
-});
+for (const options of [[], ["--h1"]])
+  t.test(`h2load ${options}: ten connections with ten requests at once each`, async (t) => {
+    const { gateway, received } = await setup(t, echo);
+    const { stdout } = await program("h2load", ["-n", "2000", "-c", "10", "-m", "10", ...options, gateway.url]);
+    t.match(String(stdout), /2000 total, 2000 started, 2000 done, 2000 succeeded, 0 failed, 0 errored, 0 timeout/);
+    t.match(String(stdout), /status codes: 2000 2xx/);
+    t.equal(received.length, 2000);
+  });
 
 const hash = (octets: Buffer) => createHash("sha256").update(octets).digest("hex");
 const curl = (args: readonly string[]) => program("curl", args);

@@ -3,6 +3,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, constants, mkdirSync, openSync, readSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
+import { connect } from "node:net";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
@@ -26,7 +27,7 @@ import { Throttle } from "../src/observe/throttle.ts";
 import { MemoryStore } from "../src/store/memory.ts";
 import { makeCertificate } from "./support/certificates.ts";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
-import { command } from "./support/command.ts";
+import { COMPILE_CACHE, command } from "./support/command.ts";
 import { eventually } from "./support/resources.ts";
 import {
   type RunningGateway,
@@ -110,6 +111,14 @@ async function livesOfSessions(t: Teardown): Promise<Line[]> {
   await visit(absolute);
   await login(gateway, "", "2");
   await ask(`${gateway.adminUrl}/sessions?user=2`, { method: "DELETE" });
+  return gateway.logs;
+}
+
+async function refusedVerifications(t: Teardown): Promise<Line[]> {
+  const listen = { host: "127.0.0.1", port: 0, trustedProxies: ["127.0.0.1"] };
+  const gateway = await startGateway(t, { listen, forwardAuth: {}, routes: [{}] });
+  for (const uri of ["/", "/../", "/%2e%2e"])
+    await ask(`${gateway.url}/verify`, { headers: { "x-forwarded-host": "a", "x-forwarded-uri": uri } });
   return gateway.logs;
 }
 
@@ -269,10 +278,34 @@ async function spoofAttempt(t: Teardown): Promise<Line[]> {
   return gateway.logs;
 }
 
+async function tooMany(t: Teardown): Promise<Line[]> {
+  const redis = await startRedis(t);
+  const gateway = await startGateway(t, {
+    store: redis.url,
+    limits: { connections: { perAddress: 2 }, requests: { perAddress: { rate: "1000/s" } } },
+  });
+  const has = (event: string) => gateway.logs.some((line) => line.event === event);
+  const sockets = [1, 2, 3].map(() => connect(gateway.port, "127.0.0.1").on("error", () => {}));
+  await eventually("a connection is refused", () => has("connections.refused"));
+  for (const socket of sockets) socket.destroy();
+  // A connection is one too many until the gateway has seen that those have ended.
+  const asked = (event: string) =>
+    eventually(event, async () => {
+      await ask(gateway.url).catch(() => {});
+      return has(event);
+    });
+  await redis.kill();
+  await asked("limits.fallback");
+  await redis.start();
+  await asked("limits.shared");
+  return gateway.logs;
+}
+
 t.test("every event that is written is listed with its fields, and every listed event is written", async (t) => {
   const lines = (
     await Promise.all([
       livesOfSessions(t),
+      refusedVerifications(t),
       refusedWriteBacks(t),
       storeWithTroubles(t),
       renewedCertificates(t),
@@ -282,6 +315,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       reloads(t),
       openWebSocket(t),
       livesOfWorkers(t),
+      tooMany(t),
     ])
   ).flat();
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));
@@ -349,9 +383,11 @@ t.test("the access line: every field is listed, those that are not optional are 
   await ask(gateway.url, { headers: { cookie, "x-user-id": "1" } });
   await ask(gateway.url, { headers: { cookie: `${cookie.slice(0, -4)}AAAA` } });
   await raw(gateway.port, "nonsense\r\n\r\n");
+  await raw(gateway.port, `GET / HTTP/1.1\r\nHost: a\r\n${"a: b\r\n".repeat(300)}\r\n`);
   const broken = await startGateway(t, { upstream: "http://127.0.0.1:9" });
   await ask(broken.url);
-  const lines = [...accessLines(gateway), ...accessLines(broken)];
+  const verified = (await refusedVerifications(t)).filter(({ event }) => event === "http.access");
+  const lines = [...accessLines(gateway), ...accessLines(broken), ...verified];
   for (const line of lines) t.same(wrongIn(line), [], JSON.stringify(line));
   const seen = new Set(lines.flatMap((line) => Object.keys(line)));
   for (const name of Object.keys(ACCESS_FIELDS)) t.ok(seen.has(name.replace("?", "")), `${name} has been seen`);
@@ -598,7 +634,7 @@ const SERVE = ["serve", "--upstream", "http://127.0.0.1:9", "--store", "memory:"
 /** What `serve` shows on a terminal of its own until it is ready. */
 async function onTerminal(t: Teardown, environment: Record<string, string>): Promise<string> {
   const serve = [process.execPath, MAIN, ...SERVE].map((word) => `'${word}'`).join(" ");
-  const env = { PATH: process.env.PATH, TERM: "xterm-256color", SHELL: "/bin/sh", ...environment };
+  const env = { PATH: process.env.PATH, ...COMPILE_CACHE, TERM: "xterm-256color", SHELL: "/bin/sh", ...environment };
   const child = spawn("script", ["-qefc", `exec ${serve}`, "/dev/null"], { env, stdio: ["ignore", "pipe", "ignore"] });
   const ended = once(child, "exit");
   t.teardown(() => child.kill("SIGKILL"));
@@ -614,10 +650,12 @@ async function onTerminal(t: Teardown, environment: Record<string, string>): Pro
 
 t.test("pretty in a terminal, in colours unless they are not wanted; JSON otherwise", async (t) => {
   const [info, name] = [`${ESCAPE}[32mINFO${ESCAPE}[0m`, `${ESCAPE}[1mgateway.started${ESCAPE}[0m`];
-  t.ok((await onTerminal(t, {})).includes(`${info} ${name}  ready`));
-  for (const environment of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
-    t.match(await onTerminal(t, environment), /\d INFO gateway\.started {2}ready/);
   const piped = command(t, SERVE, { FORCE_COLOR: "1" });
+  const [coloured, ...plain] = await Promise.all(
+    [{}, { NO_COLOR: "1" }, { TERM: "dumb" }].map((environment) => onTerminal(t, environment)),
+  );
+  t.ok(coloured?.includes(`${info} ${name}  ready`));
+  for (const text of plain) t.match(text, /\d INFO gateway\.started {2}ready/);
   const ready = await eventually(
     "ready",
     () =>

@@ -21,7 +21,8 @@ import { until } from "./support/client.ts";
 import { command, run } from "./support/command.ts";
 import { freePort, startRedis, type Teardown, temporaryFolder } from "./support/servers.ts";
 
-const SESSIONS = 5000;
+const SESSIONS = Number(process.env.MIGRATE_SESSIONS ?? 2_000);
+const AS_SHOWN = SESSIONS.toLocaleString("en-US");
 const HOUR_MS = 3_600_000;
 const ABSOLUTE_TIMEOUT_MS = 12 * HOUR_MS;
 
@@ -107,7 +108,14 @@ for (const [source, makeSource] of Object.entries(makers)) {
         const onPage = () => {
           if (++pages === 2) stop.abort();
         };
-        result = await migrate({ from, to, cursor: result?.cursor, signal: stop.signal, onPage });
+        result = await migrate({
+          from,
+          to,
+          cursor: result?.cursor,
+          signal: stop.signal,
+          onPage,
+          pageSize: SESSIONS / 10,
+        });
         assert.equal(result.failure, undefined);
         copied += result.copied;
         runs++;
@@ -164,7 +172,7 @@ for (const [source, makeSource] of Object.entries(makers)) {
         await new Promise((resolve) => setImmediate(resolve));
       }
     })();
-    const result = await migrate({ from, to, pageSize: 200 });
+    const result = await migrate({ from, to, pageSize: SESSIONS / 25 });
     migrating = false;
     await writer;
     t.match(result, { complete: true, malformed: 0, newer: 0, refused: 0 });
@@ -205,7 +213,7 @@ t.test(
       }
     };
     const visitors = Promise.all([visitor(1), visitor(977), visitor(4999)]);
-    const result = await migrate({ from, to, pageSize: 100 });
+    const result = await migrate({ from, to, pageSize: SESSIONS / 50 });
     migrating = false;
     await visitors;
     t.match(result, { complete: true, refused: 0, malformed: 0 });
@@ -335,13 +343,13 @@ t.test("on the command line: SQLite to Redis, with a password that nobody gets t
   const to = redis.url.replace("redis://", "redis://mover:${PASSWORD}@");
   const first = await run(t, ["sessions", "migrate", "--from", `sqlite:${file}`, "--to", to], secret);
   const { status, stdout, stderr } = first;
-  t.equal(stdout, "copied   5,000\nskipped      0\nfailed       0\n");
+  t.equal(stdout, `copied   ${AS_SHOWN}\nskipped      0\nfailed       0\n`);
   t.equal(stderr, `from sqlite:${file}\nto   ${redis.url.replace("redis://", "redis://mover:***@")}\n`);
   t.equal(status, 0);
   const again = await run(t, ["sessions", "migrate", "--from", `sqlite:${file}`, "--to", url]);
-  t.match(again, { status: 0, stdout: /^skipped\s+5,000 {2}5,000 already there$/m });
+  t.match(again, { status: 0, stdout: new RegExp(`^skipped\\s+${AS_SHOWN} {2}${AS_SHOWN} already there$`, "m") });
   const back = await run(t, ["sessions", "migrate", "--from", url, "--to", `sqlite:${file}2`]);
-  t.match(back, { status: 0, stdout: /^copied\s+5,000$/m });
+  t.match(back, { status: 0, stdout: new RegExp(`^copied\\s+${AS_SHOWN}$`, "m") });
   const copy = new SqliteStore(`${file}2`);
   t.teardown(() => copy.close());
   t.equal((await allKeys(copy)).size, SESSIONS);

@@ -181,6 +181,7 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
     ["", 400, '{"traces":{"ratio":2}}'],
     ["", 400, "{}"],
   ],
+  "POST /reload": [["", 409]],
   "GET /debug/dump": [["", 200]],
   "POST /debug/profile": [
     ["", 200, '{"seconds":1}'],
@@ -287,7 +288,7 @@ t.test("messages that are no request, and expectations, get JSON too", async (t)
   const cases: [octets: string, status: number][] = [
     ["nonsense\r\n\r\n", 501],
     [`GET / HTTP/1.1\r\n${host}a b: c\r\n\r\n`, 400],
-    ["GET / HTTP/1.1\r\n\r\n", 400],
+    ["GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 400],
     [`GET /${"x".repeat(70_000)} HTTP/1.1\r\n${host}\r\n`, 414],
     [`GET / HTTP/1.1\r\n${host}X: ${"x".repeat(70_000)}\r\n\r\n`, 431],
     [`GET / HTTP/1.1\r\n${host}Expect: the-unexpected\r\nConnection: close\r\n\r\n`, 417],

@@ -309,7 +309,7 @@ async function trouble(site: Site): Promise<void> {
   const [first, second] = gateways;
   await seen(site, "min(count_over_time(up[1m])) >= 9");
   await redis.kill();
-  await seen(site, "min(count_over_time((coatcheck_session_store_up == 0)[1m:1s])) >= 3");
+  await seen(site, "min(count_over_time((coatcheck_session_store_up == 0)[1m:500ms])) >= 4");
   await redis.start();
   await seen(site, 'sum(coatcheck_session_feed{state="tracking"}) == 2 and min(coatcheck_session_store_up) == 1');
   await redis.call("CONFIG", "SET", "maxmemory", 1);

@@ -15,6 +15,9 @@ import { startSentinel } from "./support/redis-sentinel.ts";
 import { eventually, type Teardown } from "./support/resources.ts";
 import { startProxy } from "./support/tcp-proxy.ts";
 
+// Each has servers of its own, and waits for them most of the time.
+t.jobs = 3;
+
 const HOUR_MS = 3_600_000;
 
 interface Watched {

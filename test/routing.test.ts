@@ -1,5 +1,6 @@
 /** Routes: most specific host, longest path, and no way round a route's policy by spelling its path differently. */
 import t from "tap";
+import { NO_ROUTE_LIMITS } from "../src/core/limits.ts";
 import { loosestReadings } from "../src/core/request-path.ts";
 import { type Route, RouteTable } from "../src/core/routes.ts";
 import { ask, cookiePair, raw } from "./support/client.ts";
@@ -16,6 +17,7 @@ function route(id: string, index: number): Route {
     session: "none",
     loginRedirect: undefined,
     webSockets: undefined,
+    limits: NO_ROUTE_LIMITS,
     onOutage: "503",
     write: undefined,
     index,

@@ -14,7 +14,7 @@ import { pressed } from "../src/cli/top/top.ts";
 import { firstView, overflowOf, render, renderAll, type View } from "../src/cli/top/view.ts";
 import { METRICS } from "../src/observe/names.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
-import { run } from "./support/command.ts";
+import { COMPILE_CACHE, run } from "./support/command.ts";
 import { freePort, startApp, startGateway, startHttp, type Teardown } from "./support/servers.ts";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -340,7 +340,14 @@ t.test("wrong usage, nobody there, a token that is refused, and another server",
 function terminal(t: Teardown, size: { columns: number; rows: number }, args: readonly string[]) {
   const line = `stty rows ${size.rows} cols ${size.columns}; exec "$NODE" "$MAIN" ${args.join(" ")}`;
   const child = spawn("script", ["--quiet", "--flush", "--return", "--command", line, "/dev/null"], {
-    env: { PATH: process.env.PATH, NODE: process.execPath, MAIN, TERM: "xterm-256color", LANG: "C.UTF-8" },
+    env: {
+      PATH: process.env.PATH,
+      ...COMPILE_CACHE,
+      NODE: process.execPath,
+      MAIN,
+      TERM: "xterm-256color",
+      LANG: "C.UTF-8",
+    },
     stdio: ["pipe", "pipe", "inherit"],
   });
   t.teardown(() => child.kill("SIGKILL"));

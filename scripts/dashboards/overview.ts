@@ -346,9 +346,52 @@ const webSockets: Row = {
   ],
 };
 
+const limits: Row = {
+  title: "Slow and greedy clients",
+  panels: [
+    series({
+      title: "Requests refused by a limit",
+      about:
+        "Per minute, by limit (docs/limits.md). `address-rate` and `session-rate` are 429. A rise for one reason with ordinary traffic: the limit is too low.",
+      unit: "cpm",
+      queries: [{ expr: `60 * ${sumRate("coatcheck_requests_limited_total", "", ["reason"])}`, legend: "{{reason}}" }],
+    }),
+    series({
+      title: "Connections of clients",
+      about: "Open ones, by instance. Near `limits.connections.total`, new ones are refused.",
+      unit: "short",
+      alert: "CoatcheckConnectionsRefused",
+      queries: [{ expr: `sum by (instance) (${of("coatcheck_connections_open")})`, legend: "{{instance}}" }],
+    }),
+    series({
+      title: "Refused connections",
+      about: "Per minute: `total`, all of this instance are in use; `address`, one client has all that it may.",
+      unit: "cpm",
+      alert: "CoatcheckConnectionsRefused",
+      queries: [
+        { expr: `60 * ${sumRate("coatcheck_connections_refused_total", "", ["reason"])}`, legend: "{{reason}}" },
+      ],
+    }),
+    series({
+      title: "Rate limits by who answered",
+      about:
+        "Checks a second. `shared`: Redis, for all gateways. `fallback`: Redis was too slow, so that limits hold for each gateway by itself.",
+      unit: "reqps",
+      queries: [{ expr: sumRate("coatcheck_request_limiter_answers_total", "", ["by"]), legend: "{{by}}" }],
+    }),
+    series({
+      title: "Rate limits by oneself",
+      about: "Whether an instance counts requests for itself, because Redis gives no answer in time.",
+      unit: "bool_yes_no",
+      max: 1,
+      queries: [{ expr: `max by (instance) (${of("coatcheck_request_limiter_fallback")})`, legend: "{{instance}}" }],
+    }),
+  ],
+};
+
 export const overview: DashboardOptions = {
   uid: "coatcheck-overview",
   title: "Coatcheck / Overview",
   about: "Start here: requests, errors by cause, durations, and what of them is the gateway's.",
-  rows: [isItAllRight, routes, errors, time, webSockets],
+  rows: [isItAllRight, routes, errors, time, limits, webSockets],
 };

@@ -230,6 +230,24 @@ const whatRuns: Row = {
       ],
     }),
     series({
+      title: "Restart needed",
+      about:
+        "Keys of the configuration that are not in effect before a restart; the line `config.reloaded` names them.",
+      unit: "short",
+      alert: "CoatcheckRestartNeeded",
+      queries: [{ expr: `max by (instance) (${of("coatcheck_config_restart_needed")})`, legend: "{{instance}}" }],
+    }),
+    series({
+      title: "Configurations in use, and draining",
+      about:
+        "Requests go by the configuration that they began with: above 1 while some from before a reload last. `draining`: an instance is about to end.",
+      unit: "short",
+      queries: [
+        { expr: `max by (instance) (${of("coatcheck_configs_in_use")})`, legend: "{{instance}}" },
+        { expr: `max by (instance) (${of("coatcheck_draining")}) > 0`, legend: "{{instance}} draining" },
+      ],
+    }),
+    series({
       title: "Certificates",
       about: "How long each certificate is still valid, by listener.",
       unit: "s",

@@ -298,6 +298,27 @@ const security: Row = {
       ],
     }),
     series({
+      title: "Asked by other proxies",
+      about:
+        "Requests a second that another proxy asked about, by what was decided. `undecided` were refused: an address that is not in `listen.trustedProxies`, two readings, or a forged identity header; the log line `verification.refused` says which.",
+      unit: "reqps",
+      stacked: true,
+      colors: {
+        identified: "green",
+        anonymous: "super-light-blue",
+        denied: "yellow",
+        "login-redirect": "blue",
+        outage: "dark-red",
+        undecided: "red",
+      },
+      queries: [
+        {
+          expr: sumRate("coatcheck_verifications_total", "", ["protocol", "decision"]),
+          legend: "{{decision}} {{protocol}}",
+        },
+      ],
+    }),
+    series({
       title: "Session commands of the application",
       about:
         "Write-back headers by what became of them. `not-allowed`: a route without `write` sends them, by mistake or by an attack on the application. `malformed`: a bug in the application. `failed`: the store was down.",

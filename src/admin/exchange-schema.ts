@@ -10,6 +10,8 @@ import {
   WRITE_BACK_COMMANDS,
   WRITE_BACK_RESULTS,
 } from "../core/exchange.ts";
+import { VERIFICATION_PROTOCOLS } from "../core/forward-auth.ts";
+import { LIMIT_REASONS } from "../core/limits.ts";
 import { STORE_FAILURES } from "../core/store.ts";
 import { STEPS } from "../observe/steps.ts";
 
@@ -60,6 +62,13 @@ const RECORD = z.strictObject({
     client: z.string(),
     bytes: z.int(),
   }),
+  verification: z
+    .strictObject({
+      protocol: z.enum(VERIFICATION_PROTOCOLS).describe("How it asked; `unknown`: refused before that was known."),
+      method: z.string().describe("Of the request that was asked about; empty: not known."),
+    })
+    .optional()
+    .describe("Another proxy asked whether a request may go on: host, path and route are those of that request."),
   route: z.string().optional(),
   session: z.strictObject({
     cookie: z.enum(COOKIE_VERDICTS),
@@ -115,6 +124,7 @@ const RECORD = z.strictObject({
     bytes: z.int(),
     clientGone: z.boolean(),
   }),
+  limited: z.enum(LIMIT_REASONS).optional().describe("Which limit it passed, if it was refused for that."),
   error: z.strictObject({ type: z.enum(ERROR_CODES), message: z.string().optional() }).optional(),
   timings: z.strictObject({
     resolveStarted: ms.optional(),

@@ -1,11 +1,14 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
+import type { IdentityHeader } from "../core/identity.ts";
 import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
+import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
+import { identityHeaders } from "./presets.ts";
 import type { Settings } from "./schema.ts";
 
 /** One upstream; `index` of its route finds it. Times are milliseconds. */
@@ -80,9 +83,12 @@ export interface Config {
     readonly encryptionKeys: readonly string[];
   };
   readonly cache: { readonly maxBytes: number; readonly maxAgeMs: number; readonly staleOnOutageMs: number };
-  readonly identityHeaders: Readonly<Record<string, string>>;
+  readonly identityHeaders: readonly IdentityHeader[];
   readonly routes: readonly Route[];
-  readonly upstreams: readonly UpstreamConfig[];
+  /** By `Route.index`; absent where a route is there for verifications only. */
+  readonly upstreams: readonly (UpstreamConfig | undefined)[];
+  /** Where other proxies ask; absent: nobody may. */
+  readonly forwardAuth: { readonly path: string } | undefined;
   readonly observe: ObserveSettings & {
     readonly log: { readonly format: "auto" | "json" | "pretty" };
     /** From the environment; `undefined`: no spans are exported. */
@@ -91,6 +97,7 @@ export interface Config {
     /** Where SIGUSR2 writes; absent: the system's folder for temporary files. */
     readonly dumps: { readonly folder: string | undefined };
   };
+  readonly limits: LimitsConfig;
   readonly errors: { readonly pages: string | undefined };
   /** Whether a change of the file is enough. */
   readonly reload: { readonly watch: boolean };
@@ -138,20 +145,10 @@ export function compile(
       maxAgeMs: ms(settings.cache.maxAge),
       staleOnOutageMs: ms(settings.cache.staleOnOutage),
     },
-    identityHeaders: settings.identity.headers,
-    routes: settings.routes.map(compileRoute),
-    upstreams: settings.routes.map(({ upstream }) => ({
-      target: new URL(upstream.targets[0] as string).origin,
-      connectTimeoutMs: ms(upstream.timeouts.connect),
-      firstByteTimeoutMs: ms(upstream.timeouts.firstByte),
-      idleTimeoutMs: ms(upstream.timeouts.idle),
-      tls: upstream.tls && {
-        ca: upstream.tls.ca,
-        cert: upstream.tls.cert,
-        key: upstream.tls.key,
-        serverName: upstream.tls.serverName,
-      },
-    })),
+    identityHeaders: identityHeaders(settings.identity.preset, settings.identity.headers),
+    routes: settings.routes.map((route, index) => compileRoute(route, index, settings.limits)),
+    upstreams: settings.routes.map(({ upstream }) => upstream && compileUpstream(upstream)),
+    forwardAuth: settings.forwardAuth,
     observe: {
       log: observe.log,
       traces: {
@@ -163,11 +160,26 @@ export function compile(
       recorder: observe.recorder,
       dumps: { folder: observe.dumps.folder },
     },
+    limits: compileLimits(settings.limits),
     errors: { pages: settings.errors.pages },
     reload: settings.reload,
     shutdown: { delayMs: ms(settings.shutdown.delay), timeoutMs: ms(settings.shutdown.timeout) },
     shown: maskSettings(settings),
   });
+}
+
+function compileUpstream({
+  targets,
+  timeouts,
+  tls,
+}: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
+  return {
+    target: new URL(targets[0] as string).origin,
+    connectTimeoutMs: ms(timeouts.connect),
+    firstByteTimeoutMs: ms(timeouts.firstByte),
+    idleTimeoutMs: ms(timeouts.idle),
+    tls: tls && { ca: tls.ca, cert: tls.cert, key: tls.key, serverName: tls.serverName },
+  };
 }
 
 function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["listen"]["tls"]>): ListenTlsConfig {
@@ -183,10 +195,11 @@ function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["
   };
 }
 
-function compileRoute(route: Settings["routes"][number], index: number): Route {
+function compileRoute(route: Settings["routes"][number], index: number, limits: Settings["limits"]): Route {
   const prefix = route.match.path.replace(/\/$/, "");
+  const id = `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`;
   return {
-    id: `${route.match.host ?? "*"}${prefix === "" ? "/" : prefix}`,
+    id,
     host: route.match.host,
     prefix,
     session: route.session,
@@ -197,6 +210,7 @@ function compileRoute(route: Settings["routes"][number], index: number): Route {
       route.websockets !== false
         ? { origins: new Set(route.websockets.origins), idleTimeoutMs: ms(route.websockets.idleTimeout) }
         : undefined,
+    limits: compileRouteLimits(limits, route.limits, id),
     index,
   };
 }
@@ -206,7 +220,7 @@ function ms(duration: string): number {
 }
 
 function deepFreeze<T>(value: T): T {
-  if (typeof value === "object" && value !== null && !(value instanceof Set)) {
+  if (typeof value === "object" && value !== null && !(value instanceof Set || value instanceof RegExp)) {
     for (const item of Object.values(value)) deepFreeze(item);
     Object.freeze(value);
   }

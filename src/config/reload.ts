@@ -12,6 +12,10 @@ export const NEEDS_RESTART: readonly string[] = [
   // Taken as a whole when it comes or goes.
   "listen.tls.http2",
   "listen.tls.redirectFrom",
+  "limits.head",
+  "limits.idleTimeout",
+  "limits.sendTimeout",
+  "limits.maxPipelined",
   "admin",
   "workers",
   "store",

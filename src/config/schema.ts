@@ -1,6 +1,8 @@
 import { resolve } from "node:path";
 import { z } from "zod";
+import { isVerification } from "../core/forward-auth.ts";
 import {
+  FORWARDED_IDENTITY,
   foldName,
   HOP_BY_HOP,
   INTERNAL_PREFIX,
@@ -16,6 +18,8 @@ import { BINDINGS } from "../core/session.ts";
 import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
 import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, quoted, secret, size, url, whole } from "./fields.ts";
+import { limits, routeLimits } from "./limits.ts";
+import { conflictOf, identityHeaders, PRESETS } from "./presets.ts";
 
 /**
  * The configuration file as people write it: names, defaults, limits and the text of docs/configuration.md.
@@ -236,15 +240,21 @@ function headerNameProblem(name: string): string | undefined {
   const reserved =
     RESERVED_HEADERS.has(lower) ||
     HOP_BY_HOP.has(lower) ||
-    isForwardedFamily(lower) ||
+    (isForwardedFamily(lower) && !FORWARDED_IDENTITY.has(lower)) ||
     lower.startsWith(INTERNAL_PREFIX);
   return reserved || (Object.values(WRITE_BACK_HEADERS) as string[]).includes(lower)
     ? `"${name}" has a meaning of its own and cannot carry identity`
     : undefined;
 }
 
-const identity = z
+const identitySettings = z
   .strictObject({
+    preset: z
+      .preprocess((value) => (typeof value === "string" ? [value] : value), z.array(z.enum(PRESETS)))
+      .default([])
+      .describe(
+        `Headers that applications know: \`${PRESETS.join("`, `")}\`, or a list of these; [docs/presets.md](presets.md). Values are UTF-8 and lists are written as the application reads them.`,
+      ),
     headers: z
       .record(z.string(), z.string())
       .default({
@@ -255,9 +265,6 @@ const identity = z
         "X-Session-Handle": "handle",
       })
       .superRefine((headers, context) => {
-        if (Object.keys(headers).length > MAX_IDENTITY_HEADERS) {
-          context.addIssue({ code: "custom", message: `at most ${MAX_IDENTITY_HEADERS} headers` });
-        }
         const folded = new Map<string, string>();
         for (const [name, source] of Object.entries(headers)) {
           const problem =
@@ -269,11 +276,23 @@ const identity = z
         }
       })
       .describe(
-        "Header name → JSON pointer into `{user, data, createdAt, expiresAt}`, or `handle`. Every route gets all of them, empty where there is no value; a client's own are removed.",
+        "Header name → JSON pointer into `{user, data, createdAt, expiresAt}`, or `handle`. With a preset there are none by default; one of the preset's names says where its value comes from. Every route gets all of them, empty where there is no value; a client's own are removed.",
       ),
   })
-  .prefault({})
-  .describe("What upstream is told.");
+  .superRefine(({ preset, headers }, context) => {
+    const conflict = conflictOf(preset, headers);
+    if (conflict !== undefined) context.addIssue({ code: "custom", path: ["preset"], message: conflict });
+    if (identityHeaders(preset, headers).length > MAX_IDENTITY_HEADERS)
+      context.addIssue({ code: "custom", path: ["headers"], message: `at most ${MAX_IDENTITY_HEADERS} headers` });
+  });
+
+/** Whoever asks for a preset does not want the others beside it. */
+function withoutDefaults(value: unknown): unknown {
+  if (typeof value !== "object" || value === null || !("preset" in value) || "headers" in value) return value;
+  return Array.isArray(value.preset) && value.preset.length === 0 ? value : { ...value, headers: {} };
+}
+
+const identity = z.preprocess(withoutDefaults, identitySettings).prefault({}).describe("What upstream is told.");
 
 function sourceProblem(source: string): string | undefined {
   if (source === "handle") return undefined;
@@ -354,25 +373,44 @@ const upstream = z.preprocess(
 /** Names that would reach into the object machinery instead of the session. */
 const FORBIDDEN_ATTRIBUTES = new Set(["__proto__", "constructor", "prototype"]);
 
+/** By whole segments, and without what could be read in two ways. */
+const plainPath = z
+  .string()
+  .regex(/^\/(?:(?![?#%\\;])[\x21-\x7e])*$/, {
+    error: 'must begin with "/" and hold printable ASCII only, and none of ? # % \\ ;',
+  })
+  .refine((path) => !/\/(\/|\.{1,2}(\/|$))/.test(path), {
+    error: "must be normalised: without empty, . and .. segments",
+  });
+
+const forwardAuth = z
+  .strictObject({
+    path: plainPath
+      .refine((path) => !path.endsWith("/"), { error: 'must have a segment, and no "/" at the end' })
+      .default("/verify")
+      .describe("Where another proxy asks. Below it, Envoy asks: it puts the path that it asks about behind this one."),
+  })
+  .optional()
+  .describe(
+    "Other proxies ask whether a request may go on, and in whose name, and forward it themselves: nginx (`auth_request`), Traefik, Caddy and Envoy; [docs/forward-auth.md](forward-auth.md). `{}` is enough. Only those of `listen.trustedProxies` may ask. Absent: nobody may.",
+  );
+
 const route = z
   .strictObject({
     match: z
       .strictObject({
         host: hostname.optional().describe("Host name; absent: every host."),
-        path: z
-          .string()
-          .regex(/^\/(?:(?![?#%\\;])[\x21-\x7e])*$/, {
-            error: 'must begin with "/" and hold printable ASCII only, and none of ? # % \\ ;',
-          })
-          .refine((path) => !/\/(\/|\.{1,2}(\/|$))/.test(path), {
-            error: "must be normalised: without empty, . and .. segments",
-          })
+        path: plainPath
           .default("/")
           .describe("Path prefix, by whole segments: `/admin` matches `/admin` and `/admin/x`, not `/administrator`."),
       })
       .prefault({})
       .describe("Which requests; the most specific host wins, then the longest path."),
-    upstream: upstream.describe("A URL, or `{ targets: [URL], timeouts: {…}, tls: {…} }`."),
+    upstream: upstream
+      .optional()
+      .describe(
+        "A URL, or `{ targets: [URL], timeouts: {…}, tls: {…} }`. With `forwardAuth` it may be absent: then the route is there for other proxies to ask about, and forwards nothing.",
+      ),
     session: z
       .enum(["required", "optional", "none"])
       .default("required")
@@ -436,14 +474,23 @@ const route = z
       )
       .prefault({})
       .describe("Who may open WebSockets; `false`: nobody. [docs/websockets.md](websockets.md)"),
+    limits: routeLimits,
   })
   .superRefine((value, context) => {
+    if (value.session === "none" && (value.limits?.requests?.perSession ?? "none") !== "none")
+      context.addIssue({
+        code: "custom",
+        path: ["limits", "requests", "perSession"],
+        message: 'needs session "optional" or "required": here nobody knows the session',
+      });
     if (value.session === "none" && value.write !== undefined)
       context.addIssue({
         code: "custom",
         path: ["write"],
         message: 'needs session "optional" or "required": a login has to see the session that it replaces',
       });
+    if (value.upstream === undefined && value.write !== undefined)
+      context.addIssue({ code: "custom", path: ["write"], message: "needs an upstream: it is what may write" });
     if (value.session !== "optional" && value.onOutage !== 503)
       context.addIssue({ code: "custom", path: ["onOutage"], message: 'has a meaning only with session "optional"' });
     if (value.session !== "required" && value.onMissing !== 401)
@@ -636,13 +683,33 @@ export const settingsSchema = z
     cache,
     session,
     identity,
+    forwardAuth,
     routes: z.array(route).min(1, { error: "at least one route is needed" }).describe("Where requests go. Required."),
+    limits,
     errors,
     observe,
     reload,
     shutdown,
   })
   .superRefine((value, context) => {
+    const { forwardAuth, listen } = value;
+    if (forwardAuth !== undefined && listen.trustedProxies.length === 0)
+      context.addIssue({
+        code: "custom",
+        path: ["listen", "trustedProxies"],
+        message:
+          "forwardAuth needs the addresses of the proxies that ask, such as [127.0.0.1]: nobody else is believed",
+      });
+    value.routes.forEach(({ match, upstream }, index) => {
+      if (upstream === undefined && forwardAuth === undefined)
+        context.addIssue({ code: "custom", path: ["routes", index, "upstream"], message: "is required" });
+      if (upstream !== undefined && forwardAuth !== undefined && isVerification(forwardAuth.path, match.path))
+        context.addIssue({
+          code: "custom",
+          path: ["routes", index, "match", "path"],
+          message: `is never reached: forwardAuth answers at ${forwardAuth.path}`,
+        });
+    });
     const seen = new Map<string, number>();
     value.routes.forEach(({ match }, index) => {
       const id = `${match.host ?? "*"}${match.path.replace(/\/$/, "")}`;

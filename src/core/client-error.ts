@@ -1,3 +1,5 @@
+import type { LimitReason } from "./limits.ts";
+
 /** What is wrong with a message that never became a request, as far as node tells. */
 
 import { isForPersonIn } from "./navigation.ts";
@@ -13,6 +15,8 @@ export interface Refusal {
   readonly message: string;
   /** Whether a person waits for the answer, as far as can be told. */
   readonly forPerson?: boolean;
+  /** Which limit was passed, if it is that. */
+  readonly limit?: LimitReason;
 }
 
 /** @returns `undefined` for a connection that is gone or never was one: there is nobody to answer. */
@@ -35,12 +39,12 @@ function describe(error: ClientError): Refusal | undefined {
       return undefined;
     case "HPE_HEADER_OVERFLOW":
       return isInRequestLine(error)
-        ? { status: 414, message: "the request line is too long" }
-        : { status: 431, message: "the header section is too large" };
+        ? { status: 414, message: "the request line is too long", limit: "target-bytes" }
+        : { status: 431, message: "the header section is too large", limit: "head-bytes" };
     case "HPE_CHUNK_EXTENSIONS_OVERFLOW":
       return { status: 413, message: "too many chunk extensions" };
     case "ERR_HTTP_REQUEST_TIMEOUT":
-      return { status: 408, message: "the request head took too long" };
+      return { status: 408, message: "the request head took too long", limit: "head-timeout" };
     case "HPE_INVALID_METHOD":
       return { status: 501, message: "an unknown method" };
     default:

@@ -1,3 +1,5 @@
+import type { LimitReason } from "./limits.ts";
+
 /**
  * The one vocabulary of failures: RFC 9209 error types. The same string is `ProxyError.code`, the `error.type` of
  * spans and metrics, the field of the log line and the token in `Proxy-Status`; the HTTP status comes from this table.
@@ -44,28 +46,41 @@ export function statusOf(code: ErrorCode): number {
   return STATUS_BY_CODE[code];
 }
 
+const NO_FIELDS: readonly string[] = [];
+
 export interface ProxyErrorOptions {
   readonly cause?: unknown;
   /** Where the table's status is too coarse: a malformed request is 400, 405, 413, 414, 431 or 501. */
   readonly status?: number;
+  /** Which limit was passed. */
+  readonly limit?: LimitReason | undefined;
+  /** Further fields of the answer, names and values in turn. */
+  readonly fields?: readonly string[];
 }
 
 /** A failure that an exchange can end with. The message is for operators: it is logged, never sent to the client. */
 export class ProxyError extends Error {
   readonly code: ErrorCode;
   readonly status: number;
+  readonly limit: LimitReason | undefined;
+  readonly fields: readonly string[];
 
   constructor(code: ErrorCode, message: string, options: ProxyErrorOptions = {}) {
     super(message, { cause: options.cause });
     this.name = "ProxyError";
     this.code = code;
     this.status = options.status ?? STATUS_BY_CODE[code];
+    this.limit = options.limit;
+    this.fields = options.fields ?? NO_FIELDS;
   }
 }
 
-/** The request cannot be forwarded in one unambiguous reading. @see RFC 9112 §11.2 */
-export function badRequest(message: string, status = 400): ProxyError {
-  return new ProxyError("http_request_error", message, { status });
+/**
+ * The request cannot be forwarded in one unambiguous reading (RFC 9112 §11.2), or is more than is allowed.
+ * @param limit which limit was passed, if it is that.
+ */
+export function badRequest(message: string, status = 400, limit?: LimitReason): ProxyError {
+  return new ProxyError("http_request_error", message, { status, limit });
 }
 
 /** The store gave no answer: an outage, which is never the same as a session that is not there. */

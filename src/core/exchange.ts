@@ -1,6 +1,8 @@
 import type { Capture } from "./capture.ts";
 import type { ErrorCode } from "./errors.ts";
+import type { VerificationProtocol } from "./forward-auth.ts";
 import type { MethodLabel } from "./labels.ts";
+import type { LimitReason } from "./limits.ts";
 import { ownCopy, pieceOf } from "./own-copy.ts";
 import type { Encryption } from "./peer.ts";
 import type { Route } from "./routes.ts";
@@ -141,6 +143,8 @@ export class Exchange {
   /** The span of the upstream attempt; upstream sees it as its parent. */
   upstreamSpanId: string | undefined = undefined;
 
+  /** Another proxy asked whether a request may go on: path, host and route are of that, and so is `method` here. */
+  verification: { readonly protocol: VerificationProtocol; readonly method: string } | undefined = undefined;
   route: Route | undefined = undefined;
   cookie: CookieVerdict = "absent";
   /** Which of `session.cookie.secrets` verified the cookie; 0 is the one that signs. */
@@ -183,6 +187,8 @@ export class Exchange {
   error: ErrorCode | undefined = undefined;
   /** For operators; from `ProxyError.message`. */
   errorMessage: string | undefined = undefined;
+  /** Which limit it passed, if it was refused for that. */
+  limited: LimitReason | undefined = undefined;
   /** The client went away before the response was complete: 499 in the records, no error. */
   clientGone = false;
 
@@ -308,6 +314,7 @@ export class Exchange {
     own.spanId = other.spanId;
     this.parentSpanId = other.parentSpanId;
     this.sampled = other.sampled;
+    this.verification = other.verification;
     this.route = other.route;
     this.cookie = other.cookie;
     this.cookieSecret = other.cookieSecret;
@@ -335,6 +342,7 @@ export class Exchange {
     this.source = other.source;
     this.error = other.error;
     this.errorMessage = other.errorMessage;
+    this.limited = other.limited;
     this.clientGone = other.clientGone;
     this.watched = other.watched;
     this.#resolveStartedMs = other.#resolveStartedMs;
@@ -381,7 +389,9 @@ export class Exchange {
     }
   }
 
-  fail(code: ErrorCode, message: string): void {
+  /** @param limit which limit was passed, if it is that. */
+  fail(code: ErrorCode, message: string, limit?: LimitReason): void {
+    if (this.error === undefined) this.limited = limit;
     this.error ??= code;
     this.errorMessage ??= message;
   }

@@ -23,6 +23,7 @@ export const EXPLAINED_STEPS = [
   "request",
   "client",
   "route",
+  "limits",
   "cookie",
   "signature",
   "cache",

@@ -44,6 +44,16 @@ const FORWARDED_NAMES: ReadonlySet<string> = new Set([
   "x-url-scheme",
 ]);
 
+/** Of the family, but about who is asking, which is for nobody to say but us: what oauth2-proxy and Jenkins call it. */
+export const FORWARDED_IDENTITY: ReadonlySet<string> = new Set([
+  "x-forwarded-user",
+  "x-forwarded-preferred-username",
+  "x-forwarded-displayname",
+  "x-forwarded-email",
+  "x-forwarded-mail",
+  "x-forwarded-groups",
+]);
+
 export function isForwardedFamily(name: string): boolean {
   return name.startsWith("x-forwarded-") || FORWARDED_NAMES.has(name);
 }

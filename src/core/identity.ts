@@ -8,14 +8,30 @@ export const MAX_IDENTITY_VALUE_LENGTH = 4096;
 export const MAX_IDENTITY_HEADERS = 30;
 const REMEMBERED_LISTS = 1024;
 
-interface IdentityHeader {
+/** How an application that takes values as they are reads a list. */
+export interface ListFormat {
+  readonly separator: string;
+  /** What is in no item: it would be read as two, or as another. */
+  readonly unsafe: RegExp;
+}
+
+export interface IdentityHeader {
   readonly name: string;
+  /** `handle`, or a JSON pointer into `{user, data, createdAt, expiresAt}`. */
+  readonly source: string;
+  /** The value goes as UTF-8, and lists are written like this; absent: printable ASCII, see `headerValue`. */
+  readonly list?: ListFormat;
+}
+
+interface CompiledHeader extends IdentityHeader {
   /** `undefined` stands for the session handle. */
   readonly pointer: JsonPointer | undefined;
 }
 
 /** The values of all identity headers for one session, and the names of those that are not empty. */
 export interface IdentityValues {
+  /** Whose headers they are for: a session outlives a configuration, in the near cache. */
+  readonly of: IdentityHeaders;
   readonly values: readonly string[];
   readonly names: readonly string[];
 }
@@ -33,16 +49,15 @@ export class IdentityHeaders {
   readonly names: readonly string[];
   /** Where each value comes from: `handle`, or a JSON pointer. */
   readonly sources: readonly (readonly [name: string, source: string])[];
-  readonly #headers: readonly IdentityHeader[];
+  readonly #headers: readonly CompiledHeader[];
   /** The lists that `inject` gives back; sessions look alike, so a handful serves all requests. */
   readonly #nameLists = new Map<number, readonly string[]>();
 
-  /** @param sources header name → `handle`, or a JSON pointer into `{user, data, createdAt, expiresAt}`. */
-  constructor(sources: Readonly<Record<string, string>>) {
-    this.sources = Object.entries(sources);
-    this.#headers = Object.entries(sources).map(([name, source]) => ({
-      name,
-      pointer: source === "handle" ? undefined : parsePointer(source),
+  constructor(headers: readonly IdentityHeader[]) {
+    this.sources = headers.map(({ name, source }) => [name, source]);
+    this.#headers = headers.map((header) => ({
+      ...header,
+      pointer: header.source === "handle" ? undefined : parsePointer(header.source),
     }));
     this.names = this.#headers.map((header) => header.name);
   }
@@ -58,20 +73,21 @@ export class IdentityHeaders {
       for (const { name } of this.#headers) fields.push(name, "");
       return NO_NAMES;
     }
-    found.identity ??= this.#valuesOf(session, handle);
+    if (found.identity?.of !== this) found.identity = this.#valuesOf(session, handle);
     const { values, names } = found.identity;
-    for (let i = 0; i < values.length; i++) fields.push((this.#headers[i] as IdentityHeader).name, values[i] as string);
+    for (let i = 0; i < values.length; i++) fields.push((this.#headers[i] as CompiledHeader).name, values[i] as string);
     return names;
   }
 
   #valuesOf(session: Session, handle: Handle | undefined): IdentityValues {
     let mask = 0;
-    const values = this.#headers.map(({ pointer }, i) => {
-      const value = pointer === undefined ? (handle ?? "") : headerValue(valueAt(session, pointer));
+    const values = this.#headers.map(({ pointer, list }, i) => {
+      const found = pointer === undefined ? handle : valueAt(session, pointer);
+      const value = list === undefined ? headerValue(found) : plainValue(found, list);
       if (value !== "") mask |= 1 << i;
       return value;
     });
-    return { values, names: this.#namesOf(mask) };
+    return { of: this, values, names: this.#namesOf(mask) };
   }
 
   #namesOf(mask: number): readonly string[] {
@@ -94,6 +110,33 @@ export function headerValue(value: Json | undefined): string {
   const text = Array.isArray(value) && value.every(isScalar) ? value.map(encodeItem).join(",") : encode(asText(value));
   return text.length > MAX_IDENTITY_VALUE_LENGTH ? "" : text;
 }
+
+/**
+ * A JSON value as UTF-8, for an application that takes it as it is. What cannot be said like that without becoming something
+ * else is not said: a text with a control character or with blanks at its ends is left empty, and so is a list without the
+ * items that the application would read as two.
+ * @returns a character for each octet, which is what node and undici write.
+ */
+export function plainValue(value: Json | undefined, { separator, unsafe }: ListFormat): string {
+  if (value === undefined || value === null) return "";
+  const text =
+    Array.isArray(value) && value.every(isScalar)
+      ? value
+          .map(asText)
+          .filter((item) => item !== "" && isSayable(item) && !unsafe.test(item))
+          .join(separator)
+      : asText(value);
+  if (!isSayable(text)) return "";
+  const octets = Buffer.from(text, "utf8");
+  return octets.length > MAX_IDENTITY_VALUE_LENGTH ? "" : octets.toString("latin1");
+}
+
+function isSayable(text: string): boolean {
+  return text.isWellFormed() && !UNSAYABLE.test(text);
+}
+
+/** Control characters, and blanks that are cut off on the way. */
+const UNSAYABLE = /\p{Cc}|^\s|\s$/u;
 
 function isScalar(value: Json): boolean {
   return !Array.isArray(value) && !isJsonObject(value);

@@ -84,7 +84,7 @@ export function clientAddressOf(peer: Peer, forwardedFor: string, trusted: Trust
 }
 
 /** `::ffff:192.0.2.1`, as a dual-stack socket reports IPv4, becomes `192.0.2.1`; the zone of `fe80::1%eth0` goes. */
-function plainAddress(addressWithZone: string): string {
+export function plainAddress(addressWithZone: string): string {
   const zone = addressWithZone.indexOf("%");
   const address = zone === -1 ? addressWithZone : addressWithZone.slice(0, zone);
   return address.startsWith("::ffff:") && isIPv4(address.slice(7)) ? address.slice(7) : address;
@@ -102,4 +102,9 @@ export function hextets(address: string): string[] {
   if (tail === undefined) return before;
   const after = groups(tail);
   return [...before, ...new Array<string>(Math.max(0, 8 - before.length - after.length)).fill("0"), ...after];
+}
+
+/** Whom an address stands for: who has one of IPv6 has all of its /64. */
+export function networkOf(address: string): string {
+  return address.includes(":") && isIPv6(address) ? hextets(address).slice(0, 4).join(":") : address;
 }

@@ -1,5 +1,6 @@
 import { badRequest } from "./errors.ts";
 import type { Exchange, StripClass } from "./exchange.ts";
+import { VERIFICATION_NAMES } from "./forward-auth.ts";
 import { foldName, HOP_BY_HOP, INTERNAL_PREFIX, isForwardedFamily, WRITE_BACK_HEADERS } from "./header-names.ts";
 
 /** Names that the gateway reads itself; each has a field in `RequestHead`. */
@@ -27,10 +28,7 @@ const PEEKED = ["accept", "sec-fetch-mode", "user-agent"] as const;
 type PeekedName = (typeof PEEKED)[number];
 
 /** What happens to a header, decided by its name alone. */
-type Verdict = "keep" | "hop-by-hop" | StripClass | ReadName | PeekedName;
-
-/** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
-const MAX_FIELDS = 200;
+type Verdict = "keep" | "hop-by-hop" | "asked-about" | StripClass | ReadName | PeekedName;
 
 /** Names longer than this are judged afresh each time; of the others this many are remembered. */
 const REMEMBERED_NAME_LENGTH = 64;
@@ -41,13 +39,21 @@ const REMEMBERED_NAMES = 1024;
  * The verdict on a name is remembered, so that a request costs one map look-up a header.
  */
 export class HeaderRules {
+  /** Fields in one header section. Counted here, because some versions of node drop what is beyond their own limit. */
+  readonly maxFields: number;
   readonly #managed: ReadonlySet<string>;
   /** Folded names that only the gateway may set or that decide how a message is read. */
   readonly #guarded: ReadonlySet<string>;
   readonly #verdicts = new Map<string, Verdict>();
+  readonly #verifies: boolean;
 
-  /** @param managed the identity header names, in any case. */
-  constructor(managed: readonly string[]) {
+  /**
+   * @param managed the identity header names, in any case.
+   * @param verifies whether other proxies may ask, in headers that are nobody's otherwise.
+   */
+  constructor(managed: readonly string[], maxFields = 200, verifies = false) {
+    this.maxFields = maxFields;
+    this.#verifies = verifies;
     this.#managed = new Set(managed.map((name) => name.toLowerCase()));
     this.#guarded = new Set(
       [...this.#managed, ...Object.values(WRITE_BACK_HEADERS), ...READ, ...HOP_BY_HOP].map(foldName),
@@ -74,6 +80,7 @@ export class HeaderRules {
     const folded = foldName(name);
     if (folded !== name && this.#guarded.has(folded)) return "alias";
     if (includes(Object.values(WRITE_BACK_HEADERS), folded) || folded.startsWith(INTERNAL_PREFIX)) return "internal";
+    if (this.#verifies && includes(VERIFICATION_NAMES, name)) return "asked-about";
     if (isForwardedFamily(folded)) return "forwarded";
     // Unknown, but it reaches a CGI-like application as its twin with dashes, which may be framing or worse.
     return name.includes("_") ? "underscore" : "keep";
@@ -126,7 +133,7 @@ export function readRequestHead(
   trustedPeer: boolean,
   exchange: Exchange,
 ): RequestHead {
-  if (raw.length > 2 * MAX_FIELDS) throw badRequest("too many header fields", 431);
+  if (raw.length > 2 * rules.maxFields) throw badRequest("too many header fields", 431, "head-fields");
   const head = new RequestHead();
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i] as string;
@@ -219,6 +226,10 @@ function readField(
     case "x-forwarded-host":
       if (trustedPeer) head.forwardedHost = value;
       else exchange.countStripped("forwarded", name);
+      return;
+    case "asked-about":
+      // A verification reads them from the section itself (`core/forward-auth.ts`).
+      if (!trustedPeer) exchange.countStripped("forwarded", name);
       return;
     default:
       exchange.countStripped(verdict, name);

@@ -1,4 +1,5 @@
 import { badRequest } from "./errors.ts";
+import type { RouteLimits } from "./limits.ts";
 import { loosest, loosestReadings } from "./request-path.ts";
 import type { WebSocketPolicy } from "./websocket.ts";
 
@@ -21,6 +22,7 @@ export interface Route {
   readonly write: ReadonlySet<string> | undefined;
   /** `undefined`: the route takes no WebSockets. */
   readonly webSockets: WebSocketPolicy | undefined;
+  readonly limits: RouteLimits;
   /** Position in the configuration: the index of the upstream and of the metrics that belong to the route. */
   readonly index: number;
 }

@@ -1,4 +1,5 @@
 import type { Json } from "./json.ts";
+import type { SharedBuckets } from "./limits.ts";
 import { REDIS_SCHEMES } from "./redis-url.ts";
 import type { AttributeChanges, FindResult, Peek, Session, SessionData, SessionKey } from "./session.ts";
 
@@ -204,6 +205,8 @@ export interface SessionStore {
    * It does not throw: a store that stops answering is the `failure` of the report.
    */
   sweep?(options: SweepOptions): MaybePromise<SweepReport>;
+  /** Where several gateways share the store: buckets for `limits.requests` that they share too. */
+  openBuckets?(): Promise<SharedBuckets>;
   close(): MaybePromise<void>;
 
   /** One attribute; `undefined` when the session or the attribute is not there. */

@@ -1,3 +1,4 @@
+import { statusFor } from "../answers.ts";
 import { type ErrorCode, ProxyError } from "../core/errors.ts";
 import { Exchange, type StripClass } from "../core/exchange.ts";
 import type {
@@ -8,8 +9,10 @@ import type {
   ExplanationStep,
   Unexplained,
 } from "../core/explanation.ts";
+import type { AskedAbout } from "../core/forward-auth.ts";
 import { parsePointer, valueAt } from "../core/json.ts";
 import { methodLabel } from "../core/labels.ts";
+import type { RouteLimits } from "../core/limits.ts";
 import { isForPerson } from "../core/navigation.ts";
 import { clientAddressOf, describePeer, type Peer } from "../core/peer.ts";
 import { type RequestHead, readRequestHead } from "../core/request-head.ts";
@@ -21,14 +24,19 @@ import { newSpanId, newTraceId, parseTraceParent } from "../core/trace-context.t
 import type { Observer } from "../observe/observer.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
 import {
+  checkContentLength,
   checkUpgrade,
   clientOf,
   fieldsFor,
   type Gate,
   isForGateway,
+  loginLocation,
   mismatched,
+  pushIdentity,
   readTarget,
   refuseLoop,
+  upstreamOf,
+  verificationIn,
 } from "../pipeline.ts";
 import { isMismatch } from "../session/binding.ts";
 import type { CookieNote, PresentedCookie } from "../session/cookie.ts";
@@ -104,10 +112,16 @@ function recordsOf({ recorder, watches }: Observer, traceId: string): readonly E
 async function explainAsked(options: ExplainerOptions, asked: AskedRequest): Promise<Explanation | Unexplained> {
   const octets = composeHead(asked);
   if ("problem" in octets) return octets;
-  const parsed = await parseHead(octets);
+  const parsed = await parseHead(octets, options.gate.limits);
   if ("rawHeaders" in parsed) return new Replay(options, parsed, asked.client).run();
   const steps = [{ step: "request", finding: parsed.message, ok: false }] as const;
   return answered(steps, parsed.status, "http_request_error", parsed.message, "send a request that is sound HTTP/1.1");
+}
+
+/** @param perSecond requests. */
+function formatRate(perSecond: number): string {
+  if (perSecond >= 1) return `${perSecond}/s`;
+  return perSecond * 60 >= 1 ? `${Math.round(perSecond * 6000) / 100}/m` : `${Math.round(perSecond * 360_000) / 100}/h`;
 }
 
 /** An exchange that keeps the name of every header that was taken out, and is never shown to the observer. */
@@ -159,7 +173,8 @@ class Replay {
     } catch (error) {
       if (!(error instanceof ProxyError)) throw error;
       this.#tell(this.#at, error.message, false, this.#circumstances);
-      const { status, code, message } = error;
+      const { code, message } = error;
+      const status = statusFor(this.#exchange, error);
       const explanation = answered(this.#steps, status, code, message, this.#adviceOn(error));
       return withForm(explanation, this.#parsed.rawHeaders);
     }
@@ -173,9 +188,13 @@ class Replay {
       exchange.clientAddress = clientAddressOf(this.#peer, head.forwardedFor, gate.trusted);
     exchange.parentSpanId = head.traceparent === undefined ? undefined : parseTraceParent(head.traceparent)?.spanId;
     if (head.via !== undefined) refuseLoop(head.via);
-    const target = readTarget(this.#parsed.url, exchange, head);
-    const forGateway = isForGateway(exchange, target, head);
-    this.#tell("request", `${exchange.method} ${target.hostname}${exchange.path}`, true);
+    const wire = readTarget(this.#parsed.url, exchange, head);
+    const asked = gate.forwardAuth && this.#verification(gate.forwardAuth.path, wire);
+    const target = asked?.target ?? wire;
+    const forGateway = asked === undefined && isForGateway(exchange, wire, head);
+    const about =
+      asked === undefined ? exchange.method : `another proxy asks (${asked.protocol}) about ${asked.method}`;
+    this.#tell("request", `${about} ${target.hostname}${exchange.path}`, true);
     this.#tellClient(head);
     if (forGateway) return answered(this.#steps, 204, undefined, "an OPTIONS whose last hop this is");
 
@@ -184,7 +203,12 @@ class Replay {
     const route = gate.routes.match(target.hostname, target.path);
     if (route === undefined) throw new ProxyError("destination_not_found", "no route for this host and path");
     this.#tellRoute(route, target);
-    if (this.#parsed.asksForWebSocket) {
+    this.#at = "limits";
+    if (asked === undefined) checkContentLength(route.limits, head);
+    this.#tellLimits(route.limits);
+    this.#at = "route";
+    if (asked === undefined) upstreamOf(gate, route);
+    if (asked === undefined && this.#parsed.asksForWebSocket) {
       checkUpgrade(route, head, target, exchange);
       this.#tell("route", "a WebSocket, which the route takes from pages of this origin", true);
     }
@@ -200,16 +224,23 @@ class Replay {
     const end = logout && END_FINDINGS[logout];
     if (end !== undefined) this.#tell("session", end, false);
 
-    const decision = decide(route, resolution, exchange.method, head);
+    const decision = decide(route, resolution, asked?.method ?? exchange.method, head);
     const verdict = { ...this.#verdict(cookie, resolution, decision), logout };
     const passes = decision === "identified" || decision === "anonymous";
     this.#tell("policy", policyFinding(route, verdict), passes);
-    if (!passes) return this.#turnedAway(route, verdict, resolution);
+    if (!passes) return this.#turnedAway(route, verdict, resolution, asked);
+    if (asked !== undefined) return this.#allowed(route, verdict, resolution);
     return this.#forwarded(route, verdict, resolution, head, target, cookie);
   }
 
   #tell(step: ExplainedStep, finding: string, ok: boolean, detail: readonly string[] = []): void {
     this.#steps.push({ step, finding, ok, ...(detail.length > 0 && { detail }) });
+  }
+
+  /** Who does not say where a request comes from wants to know what becomes of one that comes from where it should. */
+  #verification(path: string, wire: RequestTarget): AskedAbout | undefined {
+    const peer = this.#client === undefined ? { address: "", trusted: true } : this.#peer;
+    return verificationIn(path, wire, this.#parsed.rawHeaders, peer, this.#exchange);
   }
 
   #tellClient(head: RequestHead): void {
@@ -238,6 +269,20 @@ class Replay {
       ...readings.map((reading) => `read as loosely as a server may, ${shown(reading.path)}: the same route`),
       ...othersConsidered(considered),
     ]);
+  }
+
+  /** No token is taken, and nobody is asked how many are left: whoever explains must not change what happens. */
+  #tellLimits({ perAddress, perSession }: RouteLimits): void {
+    const rules = [perAddress, perSession].filter((rule) => rule !== undefined);
+    if (rules.length === 0) return;
+    const subject = { "address-rate": "each address", "session-rate": "each session" };
+    this.#tell(
+      "limits",
+      rules
+        .map(({ reason, rate, burst }) => `${subject[reason]} may send ${formatRate(rate)}, ${burst} at once`)
+        .join("; "),
+      true,
+    );
   }
 
   #tellCookie(route: Route, head: RequestHead, cookie: PresentedCookie, notes: readonly CookieNote[]): void {
@@ -312,14 +357,27 @@ class Replay {
     } satisfies Verdict;
   }
 
-  #turnedAway(route: Route, verdict: Verdict, { error }: Resolution): Explanation {
+  #turnedAway(route: Route, verdict: Verdict, { error }: Resolution, asked: AskedAbout | undefined): Explanation {
     const advice = adviceFor(verdict, this.#facts, route);
     const why = `route ${route.id} needs ${verdict.decision === "outage" ? "to know the session" : "somebody signed in"}, and ${reasonOf(verdict)}`;
     if (verdict.decision === "outage")
       return answered(this.#steps, error?.status ?? 503, error?.code ?? "session_store_unavailable", why, advice);
-    if (verdict.decision === "login-redirect" && route.loginRedirect !== undefined)
-      return answered(this.#steps, 302, undefined, why, advice, route.loginRedirect);
+    if (verdict.decision === "login-redirect" && route.loginRedirect !== undefined) {
+      const { status, location } = loginLocation(route.loginRedirect, asked);
+      return answered(this.#steps, status, undefined, why, advice, location);
+    }
     return answered(this.#steps, 401, undefined, why, advice);
+  }
+
+  /** The asking proxy may let the request go on. */
+  #allowed(route: Route, verdict: Verdict, resolution: Resolution): Explanation {
+    const fields: string[] = [];
+    pushIdentity(this.#gate, fields, resolution, this.#exchange);
+    this.#tellIdentity(fields, resolution);
+    const { user } = resolution.session ?? {};
+    const whom = user ? `as user ${user.id}, session ${this.#exchange.handle}` : `without a user: ${reasonOf(verdict)}`;
+    const advice = user ? undefined : adviceFor(verdict, this.#facts, route);
+    return answered(this.#steps, 200, undefined, `the proxy that asks may let the request go on ${whom}`, advice);
   }
 
   #forwarded(
@@ -332,8 +390,7 @@ class Replay {
   ): Explanation {
     const gate = this.#gate;
     const exchange = this.#exchange;
-    const upstream = gate.upstreams[route.index];
-    if (upstream === undefined) throw new ProxyError("proxy_configuration_error", "the route has no upstream");
+    const upstream = upstreamOf(gate, route);
     const fields = fieldsFor(gate, head, target, cookie, resolution, this.#peer, exchange);
     const removed = removedHeaders(this.#parsed.rawHeaders, fields, exchange.noted, cookie);
     this.#tell(
@@ -374,7 +431,7 @@ class Replay {
       if (source === "handle") return `${name}: ${value === "" ? "empty" : (handle ?? "")}`;
       if (value !== "") return `${name}: ${counted(value.length, "character")} from ${source}`;
       const there = session !== undefined && valueAt(session, parsePointer(source)) !== undefined;
-      return `${name}: empty${there ? `, because what is at ${source} is too long or empty` : `, nothing is at ${source}`}`;
+      return `${name}: empty${there ? `, because what is at ${source} is empty, too long, or not to be said in a header` : `, nothing is at ${source}`}`;
     });
     if (staleMs !== undefined)
       detail.push("X-Coatcheck-Session: stale, with the age of what was read before the outage");
@@ -383,6 +440,13 @@ class Replay {
   }
 
   #adviceOn({ code }: ProxyError): string {
+    if (code === "http_request_denied" && this.#exchange.verification !== undefined) {
+      return this.#exchange.stripped === undefined
+        ? "list the address of the proxy in listen.trustedProxies, if it is one of yours"
+        : "let no proxy ask twice about one request, or after it has set identity headers of its own; if a client sent them, nothing is wrong";
+    }
+    if (code === "destination_not_found" && this.#gate.routes.match(this.#hostname, this.#path) !== undefined)
+      return `give the route an upstream; or explain what the other proxy asks: ${this.#gate.forwardAuth?.path ?? ""} with X-Forwarded-Host and X-Forwarded-Uri`;
     if (code === "destination_not_found")
       return "add a route whose match has this host (or none, for any) and a path that the request's begins with";
     if (code === "proxy_configuration_error") return "give the route an upstream";

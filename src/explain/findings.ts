@@ -1,6 +1,6 @@
 import type { StripClass } from "../core/exchange.ts";
 import type { RemovedHeader } from "../core/explanation.ts";
-import { HOP_BY_HOP } from "../core/header-names.ts";
+import { HOP_BY_HOP, isForwardedFamily } from "../core/header-names.ts";
 import type { ConsideredRoute } from "../core/routes.ts";
 import { handleOf } from "../core/session.ts";
 import { type CookieNote, type PresentedCookie, TOKEN_LENGTH, VALUE_LENGTH } from "../session/cookie.ts";
@@ -110,7 +110,9 @@ export function removedHeaders(
     const name = raw[i] ?? "";
     const lower = name.toLowerCase();
     if (removed.has(lower) || sent.has(lower)) continue;
-    const why = HOP_BY_HOP.has(lower) ? "it is for this connection" : (OTHER_REASONS[lower] ?? "Connection lists it");
+    const other =
+      OTHER_REASONS[lower] ?? (isForwardedFamily(lower) ? REMOVAL_REASONS.forwarded : "Connection lists it");
+    const why = HOP_BY_HOP.has(lower) ? "it is for this connection" : other;
     removed.set(lower, { name, why });
   }
   const cut = [...removed.values()].map(({ name, why }) => ({ name: name.slice(0, 64), why }));

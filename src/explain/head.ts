@@ -2,10 +2,11 @@ import { createServer, type IncomingMessage } from "node:http";
 import { isIP } from "node:net";
 import { Duplex } from "node:stream";
 import { asksForWebSocket } from "../client-upgrade.ts";
+import type { LimitsConfig } from "../config/limits.ts";
 import { type ClientError, describeClientError, type Refusal } from "../core/client-error.ts";
 import type { AskedRequest, Unexplained } from "../core/explanation.ts";
 import { isToken } from "../core/header-names.ts";
-import { CONNECT_REFUSAL, HTTP_OPTIONS } from "../listener.ts";
+import { CONNECT_REFUSAL, httpOptions } from "../listener.ts";
 
 /** The head of a request that somebody asks about, read by the same parser with the same limits as those of clients. */
 
@@ -56,8 +57,8 @@ function lineProblem(line: string): string | undefined {
 }
 
 /** Has node's own server read the head, without a connection. */
-export function parseHead(octets: Buffer): Promise<ParsedHead | Refusal> {
-  const server = createServer(HTTP_OPTIONS);
+export function parseHead(octets: Buffer, limits: LimitsConfig): Promise<ParsedHead | Refusal> {
+  const server = createServer(httpOptions(limits));
   server.maxHeadersCount = 0;
   const socket = new Duplex({ read() {}, write: (_chunk, _encoding, done) => done() });
   return new Promise<ParsedHead | Refusal>((resolve) => {

@@ -2,6 +2,7 @@ import type { ExplainedStep, Explanation, ExplanationStep } from "../core/explan
 import { WRITE_BACK_HEADERS } from "../core/header-names.ts";
 import type { RouteTable } from "../core/routes.ts";
 import type { ExchangeRecord } from "../observe/record.ts";
+import { LIMIT_TEXTS } from "../observe/steps.ts";
 import {
   adviceFor,
   COOKIE_FINDINGS,
@@ -34,6 +35,7 @@ export function explainRecord(record: ExchangeRecord, count: number, routes: Rou
   if (request.client !== "") tell("client", request.client);
   if (record.route === undefined) tell("route", "none", false);
   else tell("route", route === undefined ? `${record.route}, which is no longer configured` : record.route);
+  if (record.limited !== undefined) tell("limits", LIMIT_TEXTS[record.limited], false);
   if (session.decision !== "undecided" || session.outcome !== "not-asked") {
     tellSession(record, facts, tell);
     if (route !== undefined) tell("policy", policyFinding(route, verdict), PASSING.has(verdict.decision));
@@ -115,7 +117,7 @@ function conclude({ upstream, response, error, session }: ExchangeRecord, verdic
 }
 
 function adviceOn(
-  { error, route: id, traceId }: ExchangeRecord,
+  { error, limited, route: id, traceId }: ExchangeRecord,
   verdict: Verdict,
   routes: RouteTable,
   facts: Facts,
@@ -124,6 +126,8 @@ function adviceOn(
   const ofSession = error === undefined || error.type === "session_store_unavailable";
   if (ofSession && route !== undefined) return adviceFor(verdict, facts, route);
   if (error === undefined) return undefined;
+  if (limited !== undefined)
+    return "raise the limit if the client is one that should be served; docs/limits.md tells how to choose";
   if (error.type === "destination_not_found") return "add a route whose match has this host and path";
   return error.type === "http_request_error"
     ? "correct the client, or whatever proxy is between it and Coatcheck: a request must have one reading"

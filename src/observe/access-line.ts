@@ -26,11 +26,13 @@ export function renderAccessLine(
     `,"${A.decision}":"${exchange.decision}","duration_s":${durationMs / 1000}` +
     `,"bytes_in":${exchange.requestBytes},"bytes_out":${exchange.responseBytes}`;
   if (route !== undefined) line += `,"${A.route}":${JSON.stringify(route.id)}`;
+  if (exchange.verification !== undefined) line += `,"${A.verification}":"${exchange.verification.protocol}"`;
   if (exchange.sessionSource !== undefined) line += `,"${A.sessionSource}":"${exchange.sessionSource}"`;
   if (handle !== undefined) line += `,"handle":"${handle}"`;
   if (exchange.logout !== undefined) line += `,"logout":"${exchange.logout}"`;
   if (upstream !== undefined) line += `,"upstream":"${upstream}"`;
   if (error !== undefined) line += `,"${A.errorType}":"${error}","error_message":${JSON.stringify(errorMessage ?? "")}`;
+  if (exchange.limited !== undefined) line += `,"limited":"${exchange.limited}"`;
   if (share < 1) line += `,"sample":${share}`;
   if (stripped !== undefined) line += `,"stripped":${JSON.stringify(stripped)}`;
   if (worker !== undefined) line += `,"worker":${worker}`;

@@ -42,6 +42,8 @@ export const ACCESS_FIELDS = {
   duration_s: "Seconds from the request head to the end of the response.",
   bytes_in: "Octets of the request content that went upstream.",
   bytes_out: "Octets of the response content that went to the client.",
+  [`${A.verification}?`]:
+    "Another proxy asked whether a request may go on; host, path and route are of that request. How it asked: `auth-request` (nginx), `forward-auth` (Traefik, Caddy), `ext-authz` (Envoy), or `unknown`. Absent for requests that came themselves.",
   [`${A.sessionSource}?`]: "Where the session came from: `cache`, `coalesced`, `store` or `stale`.",
   "handle?": "Names the session; it opens nothing.",
   "logout?":
@@ -49,6 +51,7 @@ export const ACCESS_FIELDS = {
   "upstream?": "`host:port` of the application that was asked.",
   [`${A.errorType}?`]: "Why it failed: a word of RFC 9209, as in `Proxy-Status`.",
   "error_message?": "The same in a sentence, for operators.",
+  "limited?": "The limit that it was refused for, as in `coatcheck_requests_limited_total`.",
   "stripped?": "How many headers were removed that a client may not send, by class.",
   "sample?":
     "The share of such lines that is written, when that is less than 1: count it as `1/sample` requests. Absent in lines that are always written: failed, slow and watched requests.",
@@ -155,10 +158,34 @@ export const EVENTS = {
     },
     advice: "Nothing, if you know who did it.",
   },
+  "connections.refused": {
+    levels: ["warn"],
+    about:
+      "A connection was closed at once, because there were as many as there may be. At most one line a minute for each address (IPv6: /64) and reason; when more than 256 try at once, the others share one.",
+    fields: {
+      reason: "`total` (`limits.connections.total`) or `address` (`limits.connections.perAddress`).",
+      [A.client]: "Of the connection: where a proxy is in front, the proxy's.",
+      suppressed: SUPPRESSED,
+    },
+    advice:
+      "`address`: one client with too many connections, or many behind one address: raise `perAddress`, or put the proxy into `listen.trustedProxies`. `total`: see `coatcheck_connections_open`.",
+  },
+  "limits.fallback": {
+    levels: ["warn"],
+    about: "Redis gave no answer to a rate limit within 50 ms: each gateway counts requests for itself.",
+    fields: { failure: "What went wrong, in words." },
+    advice: "As for `store.down`. Requests are not held up; a client may send its share to each gateway.",
+  },
+  "limits.shared": {
+    levels: ["info"],
+    about: "Redis answers again: gateways count requests together.",
+    fields: {},
+    advice: "Nothing.",
+  },
   "security.spoof-attempt": {
     levels: ["warn"],
     about:
-      "A request tried to set or to remove what only the gateway may say. It was removed, and the request went on without it. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
+      "A request tried to set or to remove what only the gateway may say. It was removed, and the request went on without it; a request that another proxy asked about was refused. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
     request: "always",
     fields: {
       classes:
@@ -168,6 +195,19 @@ export const EVENTS = {
     },
     advice:
       "From inside: a service that sets identity headers of its own, which is a mistake to correct. From outside: somebody tries doors. Nothing reached the application; block the address if it goes on.",
+  },
+  "verification.refused": {
+    levels: ["warn"],
+    about:
+      "Another proxy asked about a request (`forwardAuth`), and the request was refused without a look at its session. At most one line a minute for each client address (IPv6: /64); when more than 256 try at once, the others share one.",
+    request: "always",
+    fields: {
+      [A.verification]: "How it asked, or `unknown`.",
+      reason: "What was wrong, in a sentence.",
+      suppressed: SUPPRESSED,
+    },
+    advice:
+      "`is not in listen.trustedProxies`, with the address of the proxy: add it there. With the address of a visitor: somebody asks past the proxy, which must not pass on the path of `forwardAuth`. `names no path`, `names no host`: the proxy does not send what it has to; docs/forward-auth.md has what each needs. `two paths`, `two hosts`: the visitor has sent a header that the proxy passes on beside its own. `an identity header`: the visitor tries to be somebody else, or the proxy asks twice about one request. `no route`: add one.",
   },
   "write-back.refused": {
     levels: ["warn"],

@@ -2,6 +2,13 @@ import { Counter, collectDefaultMetrics, Gauge, type Metric } from "prom-client"
 import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchange.ts";
 import { HANDSHAKE_FAILURES, type HandshakeFailure } from "../core/handshake-failure.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
+import {
+  CONNECTION_REFUSALS,
+  type ConnectionRefusal,
+  LIMIT_REASONS,
+  LIMITER_ANSWERS,
+  type LimiterAnswer,
+} from "../core/limits.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
 import { WEBSOCKET_CLOSE_REASONS, type WebSocketCloseReason } from "../core/websocket.ts";
 import { WORKER_ENDS, WORKER_STATES, type WorkerEnd, type WorkerState } from "../core/workers.ts";
@@ -12,6 +19,7 @@ import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 const FIRST = { secret: "first" };
 const OLDER = { secret: "older" };
 const NONE = { secret: "none" };
+const BY = { shared: { by: "shared" }, memory: { by: "memory" }, fallback: { by: "fallback" }, local: { by: "local" } };
 
 export interface CacheSize {
   readonly entries: number;
@@ -49,6 +57,12 @@ export class Metrics {
   readonly #feed = this.#gauge("coatcheck_session_feed");
   readonly #changeDelay = this.#histogram("coatcheck_session_change_delay_seconds");
   readonly #revocationDelay = this.#histogram("coatcheck_session_revocation_delay_seconds").add("", {});
+  readonly #asked = this.#counter("coatcheck_verifications_total");
+  readonly #limited = this.#counter("coatcheck_requests_limited_total");
+  readonly #limiterAnswers = this.#counter("coatcheck_request_limiter_answers_total");
+  readonly #limiterFallback = this.#gauge("coatcheck_request_limiter_fallback");
+  readonly #connectionsRefused = this.#counter("coatcheck_connections_refused_total");
+  #connections: { readonly open: number } = { open: 0 };
   readonly #stripped = this.#counter("coatcheck_headers_stripped_total");
   readonly #writeBack = this.#counter("coatcheck_write_back_total");
   readonly #writeBackKeysDropped = this.#counter("coatcheck_write_back_keys_dropped_total");
@@ -79,6 +93,14 @@ export class Metrics {
     // A rise from nothing to one is no rise for Prometheus: the reasons are there from the beginning.
     for (const reason of LOGOUT_REASONS) this.#logouts.inc({ reason }, 0);
     for (const reason of HANDSHAKE_FAILURES) this.#handshakeFailures.inc({ reason }, 0);
+    for (const reason of LIMIT_REASONS) this.#limited.inc({ reason }, 0);
+    for (const reason of CONNECTION_REFUSALS) this.#connectionsRefused.inc({ reason }, 0);
+    for (const by of LIMITER_ANSWERS) this.#limiterAnswers.inc({ by }, 0);
+    this.#limiterFallback.set(0);
+    const connections = () => this.#connections;
+    this.#gauge("coatcheck_connections_open", function collect(this: Gauge) {
+      this.set(connections().open);
+    });
     const active = this.#active;
     this.#gauge("http_server_active_requests", function collect(this: Gauge) {
       for (const scheme of ["http", "https"] as const) {
@@ -148,6 +170,9 @@ export class Metrics {
     }
     if (exchange.cookie === "valid") this.#verifications.inc(exchange.cookieSecret === 0 ? FIRST : OLDER);
     else if (exchange.cookie === "bad-signature") this.#verifications.inc(NONE);
+    if (exchange.verification !== undefined)
+      this.#asked.inc({ protocol: exchange.verification.protocol, decision: exchange.decision });
+    if (exchange.limited !== undefined) this.#limited.inc({ reason: exchange.limited });
     if (exchange.stripped !== undefined) {
       for (const [stripClass, count] of Object.entries(exchange.stripped))
         this.#stripped.inc({ class: stripClass }, count);
@@ -228,6 +253,23 @@ export class Metrics {
   /** @param cache asked at each scrape. */
   watchCache(cache: CacheSize): void {
     this.#cache = cache;
+  }
+
+  /** @param connections asked at each scrape. */
+  watchConnections(connections: { readonly open: number }): void {
+    this.#connections = connections;
+  }
+
+  connectionRefused(reason: ConnectionRefusal): void {
+    this.#connectionsRefused.inc({ reason });
+  }
+
+  limiterAnswered(by: LimiterAnswer): void {
+    this.#limiterAnswers.inc(BY[by]);
+  }
+
+  limiterFallback(active: boolean): void {
+    this.#limiterFallback.set(active ? 1 : 0);
   }
 
   cacheEvicted(): void {

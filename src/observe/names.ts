@@ -218,12 +218,54 @@ export const METRICS = {
     advice:
       "A few are normal. Many: the upstream closes idle connections sooner than 4 seconds, or falls over; requests that may not be sent again become 502 (`connection_terminated`). Make its keep-alive timeout longer.",
   },
+  coatcheck_requests_limited_total: {
+    type: "counter",
+    help: "Requests that were refused because they passed a limit, by limit.",
+    labels: ["reason"],
+    advice:
+      "[limits.md](limits.md) has the limits. `address-rate`, `session-rate`: somebody asks too often, or the limit is too low; the recorder has who. `head-timeout`, `body-timeout`: clients that are slow, or pretend to be. `head-bytes`: mostly cookies that have piled up. `body-bytes`: an upload beyond `limits.body.maxBytes`. `http2-frames`, `pipelined`: attacks, or broken clients.",
+  },
+  coatcheck_request_limiter_answers_total: {
+    type: "counter",
+    help: "Checks of `limits.requests`, by who answered.",
+    labels: ["by"],
+    advice:
+      "`shared`: Redis, for all gateways. `memory`: the bucket was known to be empty still, and Redis was spared. `fallback`: Redis gave no answer within 50 ms, so this process counts for itself: each address may then send as much to each gateway. `local`: the store is not shared.",
+  },
+  coatcheck_request_limiter_fallback: {
+    type: "gauge",
+    help: "Whether this process counts requests for itself because Redis gives no answer (1) or not (0).",
+    labels: [],
+    acrossWorkers: "max",
+    advice: "1: as `coatcheck_session_store_up`; requests are not held up, and limits hold for each gateway by itself.",
+  },
+  coatcheck_connections_open: {
+    type: "gauge",
+    help: "Connections of clients, whatever they speak.",
+    labels: [],
+    acrossWorkers: "sum",
+    advice: "Near `limits.connections.total`: more gateways, a shorter `limits.idleTimeout`, or an attack.",
+  },
+  coatcheck_connections_refused_total: {
+    type: "counter",
+    help: "Connections of clients that were closed at once, by limit.",
+    labels: ["reason"],
+    advice:
+      "`total`: all of `limits.connections.total` are in use. `address`: one address has all that it may; the log line `connections.refused` names it.",
+  },
   coatcheck_headers_stripped_total: {
     type: "counter",
     help: "Request headers that a client may not send and that were removed.",
     labels: ["class"],
     advice:
       "`managed`, `alias` and `connection` are attempts to forge or remove an identity header; look for their source in the recorder. `forwarded` is normal behind a proxy that is not in `trustedProxies`.",
+  },
+  coatcheck_verifications_total: {
+    type: "counter",
+    help: "Requests that another proxy asked about (`forwardAuth`), by how it asked and what was decided.",
+    labels: ["protocol", "decision"],
+    advice:
+      "`identified` and `anonymous` were allowed. `undecided` were refused: a proxy that is not in `listen.trustedProxies`, a request that can be read in two ways, or one that carries an identity header; the log line `verification.refused` says which. `outage`: the store does not answer, and the asking proxy was told 503. `protocol` is `auth-request` (nginx), `forward-auth` (Traefik, Caddy), `ext-authz` (Envoy), or `unknown` when it was refused before that was known.",
   },
   coatcheck_write_back_total: {
     type: "counter",
@@ -403,6 +445,7 @@ export const ATTRIBUTES = {
   tlsCipher: "tls.cipher",
   resendCount: "http.request.resend_count",
   errorType: "error.type",
+  limited: "coatcheck.limited",
   serverAddress: "server.address",
   serverPort: "server.port",
   url: "url.full",
@@ -416,4 +459,5 @@ export const ATTRIBUTES = {
   handle: "coatcheck.session.handle",
   decision: "coatcheck.policy.decision",
   source: "coatcheck.response.source",
+  verification: "coatcheck.verification.protocol",
 } as const;

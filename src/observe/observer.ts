@@ -1,4 +1,6 @@
+import { withoutContents } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { ConnectionRefusal } from "../core/limits.ts";
 import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
 import { servedExchange } from "../core/on-behalf.ts";
 import type { ReloadCause, ReloadResult } from "../core/reload.ts";
@@ -11,7 +13,7 @@ import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
 import { Recorder } from "./recorder.ts";
 import { RuntimeSettings, type SettingsChange } from "./settings.ts";
-import { RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
+import { RefusedConnections, RefusedVerifications, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
 import type { Tracing } from "./tracing.ts";
 import { type Watch, Watches } from "./watches.ts";
 
@@ -50,7 +52,9 @@ export class Observer {
   readonly recorder: Recorder;
   readonly watches: Watches;
   readonly #spoofAttempts: SpoofAttempts;
+  readonly #refusedVerifications: RefusedVerifications;
   readonly #refusedWriteBacks: RefusedWriteBacks;
+  readonly #refusedConnections: RefusedConnections;
   readonly settings: RuntimeSettings;
   #recorderSizes: ObserveConfig["recorder"];
   #tracing: Tracing | undefined;
@@ -74,7 +78,9 @@ export class Observer {
       ...(logDestination && { destination: logDestination }),
     });
     this.#spoofAttempts = new SpoofAttempts(this.log);
+    this.#refusedVerifications = new RefusedVerifications(this.log);
     this.#refusedWriteBacks = new RefusedWriteBacks(this.log);
+    this.#refusedConnections = new RefusedConnections(this.log);
     this.recorder = new Recorder({ ...recorder, slowerThanMs: traces.slowerThanMs });
     this.watches = new Watches({
       onBegan: (watch) => this.#watchChanged("watch.began", watch, { until: new Date(watch.endsAt).toISOString() }),
@@ -164,6 +170,7 @@ export class Observer {
     this.metrics.requestEnded(exchange);
     this.log.exchange(exchange);
     if (exchange.spoofedNames !== undefined) this.#spoofAttempts.note(exchange);
+    if (exchange.verification !== undefined) this.#refusedVerifications.note(exchange);
     if (exchange.writeBack !== undefined) this.#refusedWriteBacks.note(exchange);
     this.#tracing?.exchange(exchange);
     this.recorder.keep(exchange);
@@ -187,6 +194,20 @@ export class Observer {
     const level = event === "mismatch" ? "warn" : "info";
     const all = { handle: exchange.handle, ...fields };
     this.log.requestEvent(level, `session.${event}`, `session ${event}`, exchange, all);
+  }
+
+  connectionRefused(reason: ConnectionRefusal, address: string): void {
+    this.metrics.connectionRefused(reason);
+    this.#refusedConnections.note(reason, address);
+  }
+
+  /** @param active whether this process counts requests for itself. */
+  limiterFellBack(active: boolean, failure: unknown): void {
+    this.metrics.limiterFallback(active);
+    if (active) {
+      const told = withoutContents(failure instanceof Error ? failure.message : String(failure));
+      this.log.event("warn", "limits.fallback", "rate limits hold for each gateway by itself", { failure: told });
+    } else this.log.event("info", "limits.shared", "rate limits hold for all gateways together again");
   }
 
   /** A session that an operator ended. */
@@ -275,7 +296,9 @@ export class Observer {
     this.settings.close();
     const timeout = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs).unref());
     this.#spoofAttempts.close();
+    this.#refusedVerifications.close();
     this.#refusedWriteBacks.close();
+    this.#refusedConnections.close();
     await Promise.race([this.#tracing?.close().catch(() => {}), timeout]);
     this.watches.close();
     await this.log.close();

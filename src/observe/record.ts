@@ -19,6 +19,7 @@ export function renderRecord(exchange: Exchange) {
       client: exchange.clientAddress,
       bytes: exchange.requestBytes,
     },
+    verification: exchange.verification && { ...exchange.verification },
     route: exchange.route?.id,
     session: {
       cookie: exchange.cookie,
@@ -55,6 +56,7 @@ export function renderRecord(exchange: Exchange) {
       bytes: exchange.responseBytes,
       clientGone: exchange.clientGone,
     },
+    limited: exchange.limited,
     error: exchange.error === undefined ? undefined : { type: exchange.error, message: exchange.errorMessage },
     /** Milliseconds after `time`. */
     timings: {

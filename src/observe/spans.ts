@@ -65,8 +65,10 @@ function serverSpan(exchange: Exchange, endMs: number): SpanInit {
       ...optional(A.tlsVersion, exchange.tls?.version),
       ...optional(A.tlsCipher, exchange.tls?.cipher),
       ...optional(A.route, route?.id),
+      ...optional(A.verification, exchange.verification?.protocol),
       ...optional(A.errorType, error ?? (status >= 500 ? String(status) : undefined)),
       ...optional(A.handle, exchange.handle),
+      ...optional(A.limited, exchange.limited),
     },
   };
 }

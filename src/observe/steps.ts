@@ -1,9 +1,11 @@
+import type { LimitReason } from "../core/limits.ts";
 import type { ExchangeRecord } from "./record.ts";
 
 /** A record told as a story: what happened, in order, in words. It is made from the record alone, so it cannot differ. */
 
 export const STEPS = [
   "received",
+  "verification",
   "stripped",
   "route",
   "cookie",
@@ -15,6 +17,7 @@ export const STEPS = [
   "upstream-head",
   "write-back",
   "upstream-end",
+  "limit",
   "ended",
 ] as const;
 
@@ -31,6 +34,7 @@ export interface Step {
 export function stepsOf(record: ExchangeRecord): Step[] {
   const { headers, route, session, error, timings } = record;
   const steps: Step[] = [{ step: "received", atMs: 0, detail: receivedText(record) }];
+  if (record.verification !== undefined) steps.push({ step: "verification", detail: verificationText(record) });
   if (headers.strippedNames.length > 0) steps.push({ step: "stripped", detail: strippedText(headers) });
   if (route !== undefined) {
     steps.push({ step: "route", detail: route });
@@ -42,11 +46,14 @@ export function stepsOf(record: ExchangeRecord): Step[] {
       detail: sessionText(record),
     });
     steps.push(...commandSteps(record, (startedMs) => startedMs <= (timings.resolved ?? Infinity)));
-    if (session.decision !== "undecided") steps.push({ step: "policy", detail: DECISION_TEXTS[session.decision] });
+    if (session.decision !== "undecided") steps.push({ step: "policy", detail: decisionText(record) });
   } else if (error?.type === "destination_not_found") {
     steps.push({ step: "route", detail: "none for this host and path" });
   }
+  if (record.verification !== undefined && error === undefined && isAllowed(record))
+    steps.push({ step: "injected", detail: injectedText(headers) });
   steps.push(...upstreamSteps(record));
+  if (record.limited !== undefined) steps.push({ step: "limit", detail: LIMIT_TEXTS[record.limited] });
   steps.push({ step: "ended", atMs: rounded(timings.ended), detail: endText(record) });
   return steps;
 }
@@ -56,7 +63,7 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
   if (upstream === undefined) return [];
   const { forwarded, upstreamHead, saved, upstreamEnd } = timings;
   const steps: Step[] = [
-    { step: "injected", detail: headers.identity.join(", ") || "identity headers, all of them empty" },
+    { step: "injected", detail: injectedText(headers) },
     { step: "forwarded", atMs: rounded(forwarded), detail: `to ${upstream.address}${againText(upstream.retries)}` },
   ];
   if (upstream.status !== undefined) {
@@ -79,6 +86,19 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
 
 function againText(retries: number): string {
   return retries === 0 ? "" : ", twice: the first connection was closed before an answer began";
+}
+
+function injectedText({ identity }: ExchangeRecord["headers"]): string {
+  return identity.join(", ") || "identity headers, all of them empty";
+}
+
+function isAllowed({ session: { decision } }: ExchangeRecord): boolean {
+  return decision === "identified" || decision === "anonymous";
+}
+
+function verificationText({ verification }: ExchangeRecord): string {
+  const { protocol = "unknown", method = "" } = verification ?? {};
+  return protocol === "unknown" ? "another proxy asks" : `another proxy asks about a ${method}, by ${protocol}`;
 }
 
 /** @param isMeant by when the command was sent: for the look-up, or after it. */
@@ -111,11 +131,10 @@ export function reasonOf(record: ExchangeRecord): string {
     const verb = session.decision === "denied" ? "turned away" : "sent to the login";
     return `${verb}: the route needs a session, and ${sessionReason(record)}`;
   }
-  if (upstream === undefined) return route === undefined ? "answered by Coatcheck" : DECISION_TEXTS[session.decision];
+  if (upstream === undefined && record.verification === undefined)
+    return route === undefined ? "answered by Coatcheck" : decisionText(record);
   const who =
-    session.decision === "identified"
-      ? DECISION_TEXTS.identified
-      : `${DECISION_TEXTS.anonymous}: ${sessionReason(record)}`;
+    session.decision === "identified" ? decisionText(record) : `${decisionText(record)}: ${sessionReason(record)}`;
   return writeBack.length === 0 ? who : `${who}; ${writeBackText(record)}`;
 }
 
@@ -126,6 +145,25 @@ const DECISION_TEXTS: Readonly<Record<ExchangeRecord["session"]["decision"], str
   "login-redirect": "sent to the login: the route needs a session",
   denied: "turned away: the route needs a session",
   outage: "turned away for now: the session store gives no answer, so nobody knows; the cookie is left alone",
+};
+
+function decisionText({ verification, session: { decision } }: ExchangeRecord): string {
+  if (verification !== undefined && decision === "identified") return "allowed, with the identity of the session";
+  if (verification !== undefined && decision === "anonymous") return "allowed as anonymous";
+  return DECISION_TEXTS[decision];
+}
+
+export const LIMIT_TEXTS: Readonly<Record<LimitReason, string>> = {
+  "target-bytes": "the target is longer than limits.head.maxBytes",
+  "head-bytes": "the head is larger than limits.head.maxBytes",
+  "head-fields": "more fields than limits.head.maxFields",
+  "head-timeout": "the head took longer than limits.head.timeout",
+  "body-bytes": "the content is larger than limits.body.maxBytes",
+  "body-timeout": "the content came slower than limits.body.minRate, or stopped for upstream.timeouts.idle",
+  pipelined: "more requests at once than limits.maxPipelined",
+  "http2-frames": "more HTTP/2 frames without a request than a client needs",
+  "address-rate": "its address has sent more than limits.requests.perAddress",
+  "session-rate": "its session has sent more than limits.requests.perSession",
 };
 
 const OUTCOME_TEXTS: Readonly<Record<ExchangeRecord["session"]["outcome"], string>> = {

@@ -1,7 +1,8 @@
-import { isIPv6 } from "node:net";
 import type { Exchange, StripClass, WriteBackCommand } from "../core/exchange.ts";
-import { hextets } from "../core/peer.ts";
+import type { ConnectionRefusal } from "../core/limits.ts";
+import { networkOf } from "../core/peer.ts";
 import type { Log } from "./logging.ts";
+import { ATTRIBUTES as A } from "./names.ts";
 import { Throttle } from "./throttle.ts";
 
 /** Lines about things that somebody else decides how often to do: clients and applications. */
@@ -39,9 +40,34 @@ function spoofClasses({ managed, alias, connection, internal }: Partial<Record<S
   return { managed, alias, connection, internal };
 }
 
-/** Whoever has an IPv6 address has all of its /64. */
-function networkOf(address: string): string {
-  return isIPv6(address) ? hextets(address).slice(0, 4).join(":") : address;
+/** Requests that another proxy asked about, and that were refused for what they are. */
+export class RefusedVerifications {
+  readonly #throttle: Throttle<Exchange>;
+
+  constructor(log: Log) {
+    this.#throttle = new Throttle((exchange, suppressed) =>
+      log.requestEvent(
+        "warn",
+        "verification.refused",
+        "a request that another proxy asked about was refused",
+        exchange,
+        {
+          [A.verification]: exchange.verification?.protocol,
+          reason: exchange.errorMessage ?? "",
+          suppressed,
+        },
+      ),
+    );
+  }
+
+  note(exchange: Exchange): void {
+    if (exchange.decision === "undecided" && exchange.error !== undefined)
+      this.#throttle.note(networkOf(exchange.clientAddress), exchange);
+  }
+
+  close(): void {
+    this.#throttle.close();
+  }
 }
 
 interface Refusal {
@@ -81,5 +107,28 @@ export class RefusedWriteBacks {
 
   #note(refusal: Refusal): void {
     this.#throttle.note(`${refusal.exchange.route?.id} ${refusal.command} ${refusal.reason}`, refusal);
+  }
+}
+
+/** Connections that were closed because there were too many. */
+export class RefusedConnections {
+  readonly #throttle: Throttle<{ readonly reason: ConnectionRefusal; readonly address: string }>;
+
+  constructor(log: Log) {
+    this.#throttle = new Throttle(({ reason, address }, suppressed) =>
+      log.event("warn", "connections.refused", "a connection was refused: there are too many", {
+        reason,
+        "client.address": address,
+        suppressed,
+      }),
+    );
+  }
+
+  note(reason: ConnectionRefusal, address: string): void {
+    this.#throttle.note(`${reason} ${networkOf(address)}`, { reason, address });
+  }
+
+  close(): void {
+    this.#throttle.close();
   }
 }

@@ -1,4 +1,5 @@
 import { storeUnavailable } from "../core/errors.ts";
+import type { SharedBuckets } from "../core/limits.ts";
 import {
   type AttributeChanges,
   EXPIRED_GRACE_MS,
@@ -46,6 +47,7 @@ const PRIMARY_CURSOR = "p";
 export class FallbackStore extends AttributesByCommit implements SessionStore {
   readonly kind: string;
   readonly watch?: (listener: ChangeListener) => void;
+  readonly openBuckets?: () => Promise<SharedBuckets>;
   readonly #primary: SessionStore;
   readonly #fallback: SessionStore;
   readonly #now: () => number;
@@ -58,6 +60,8 @@ export class FallbackStore extends AttributesByCommit implements SessionStore {
     this.#fallback = fallback;
     this.#now = now;
     if (primary.watch !== undefined) this.watch = (listener) => primary.watch?.(listener);
+    const openBuckets = primary.openBuckets?.bind(primary);
+    if (openBuckets !== undefined) this.openBuckets = openBuckets;
   }
 
   async find(key: SessionKey): Promise<FindResult> {

@@ -1,5 +1,6 @@
 import { forEachAtOnce } from "../core/concurrency.ts";
 import { ProxyError } from "../core/errors.ts";
+import type { SharedBuckets } from "../core/limits.ts";
 import { parseRedisUrl } from "../core/redis-url.ts";
 import {
   type AttributeChanges,
@@ -34,7 +35,7 @@ import { countSessions } from "./redis-count.ts";
 import { RedisFeed } from "./redis-feed.ts";
 import { inspectRedis } from "./redis-inspection.ts";
 import { type CommandKind, isWrongType, NO_OBSERVER, RedisLink, type RedisScript } from "./redis-link.ts";
-import { ATTRIBUTE_PREFIX, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
+import { ATTRIBUTE_PREFIX, BUCKET_SCRIPTS, SCRIPTS, SESSION_PREFIX, USER_PREFIX } from "./redis-scripts.ts";
 import { type SweptStore, sweepRedis } from "./redis-sweep.ts";
 
 const MAX_LISTED = 1000;
@@ -101,7 +102,7 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     this.#codec = options.codec ?? PLAIN_JSON;
     this.#layout = options.layout ?? "blob";
     this.#observer = options.observer ?? NO_OBSERVER;
-    this.#link = new RedisLink(parseRedisUrl(url), SCRIPTS, this.#observer);
+    this.#link = new RedisLink(parseRedisUrl(url), { ...SCRIPTS, ...BUCKET_SCRIPTS }, this.#observer);
   }
 
   /** Done when the first attempt to connect has succeeded or failed. */
@@ -208,6 +209,12 @@ export class RedisStore extends AttributesByCommit implements SessionStore {
     } catch (error) {
       return { ok: false, detail: error instanceof Error ? error.message : String(error) };
     }
+  }
+
+  /** The library is loaded only where there are limits. */
+  async openBuckets(): Promise<SharedBuckets> {
+    const { RedisBuckets } = await import("./redis-buckets.ts");
+    return new RedisBuckets(this.#link);
   }
 
   inspect(): Promise<StoreInspection> {

@@ -15,6 +15,9 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   UND_ERR_DESTROYED: "connection_terminated",
   ETIMEDOUT: "connection_timeout",
   UND_ERR_CONNECT_TIMEOUT: "connection_timeout",
+  // No file descriptor left for another connection: it is the gateway that is full, not the upstream.
+  EMFILE: "connection_limit_reached",
+  ENFILE: "connection_limit_reached",
   EHOSTUNREACH: "destination_ip_unroutable",
   ENETUNREACH: "destination_ip_unroutable",
   UND_ERR_HEADERS_TIMEOUT: "http_response_timeout",

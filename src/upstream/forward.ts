@@ -3,6 +3,7 @@ import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
 import { badRequest, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
+import type { RouteLimits } from "../core/limits.ts";
 import { lingerAtEnd } from "../core/linger.ts";
 import type { ClientRequest, ClientResponse } from "../core/messages.ts";
 import {
@@ -35,6 +36,8 @@ export interface ForwardRequest {
   readonly headers: string[];
   readonly hasContent: boolean;
   readonly chunked: boolean;
+  /** Of the content. */
+  readonly limits: RouteLimits;
   readonly responseRules: ResponseHeaderRules;
   /**
    * Called when the response commands the session, or always if `holdsHead`. The head is held back until the promise is
@@ -90,22 +93,29 @@ export function forward(
  * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
  *   the connection for ever.
  */
-function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number): Readable {
+function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number, limits: RouteLimits): Readable {
   const content = new PassThrough();
   const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
+  const { maxBodyBytes } = limits;
+  const slow = limits.minBodyRate > 0 ? watchProgress(content, exchange, limits) : undefined;
   const count = (chunk: Buffer): void => {
     exchange.requestBytes += chunk.length;
+    if (exchange.requestBytes > maxBodyBytes) content.destroy(tooLarge(maxBodyBytes));
     idle.refresh();
   };
+  const stop = () => {
+    clearTimeout(idle);
+    clearInterval(slow);
+  };
   req.on("data", count);
-  req.on("end", () => clearTimeout(idle));
+  req.on("end", stop);
   req.on("error", (error) => content.destroy(error));
   // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
   content.on("error", () => {});
   // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
   // everything before they read anything.
   content.on("close", () => {
-    clearTimeout(idle);
+    stop();
     req.off("data", count);
     req.unpipe(content);
     req.resume();
@@ -113,10 +123,33 @@ function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: n
   return req.pipe(content);
 }
 
+/** Whoever keeps a request going with an octet now and then holds a connection on either side for nothing (slow POST). */
+function watchProgress(
+  content: PassThrough,
+  exchange: Exchange,
+  { minBodyRate, bodyWindowMs }: RouteLimits,
+): NodeJS.Timeout {
+  const minBytes = (minBodyRate * bodyWindowMs) / 1000;
+  let before = 0;
+  return setInterval(() => {
+    const bytes = exchange.requestBytes - before;
+    before = exchange.requestBytes;
+    // An application that reads slowly slows its client down.
+    if (bytes >= minBytes || content.writableNeedDrain) return;
+    content.destroy(
+      badRequest(`the content arrives with less than ${minBodyRate} octets a second`, 408, "body-timeout"),
+    );
+  }, bodyWindowMs);
+}
+
+function tooLarge(maxBodyBytes: number): ProxyError {
+  return badRequest(`content beyond ${maxBodyBytes} octets`, 413, "body-bytes");
+}
+
 function stalled(byUpstream: boolean): ProxyError {
   return byUpstream
     ? new ProxyError("connection_write_timeout", "the upstream stopped reading the request")
-    : badRequest("the client stopped sending the request", 408);
+    : badRequest("the client stopped sending the request", 408, "body-timeout");
 }
 
 class ForwardAttempt implements Dispatcher.DispatchHandler {
@@ -150,8 +183,8 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   }
 
   dispatch(): void {
-    const { upstream, method, path, headers, hasContent, chunked, upgrade } = this.#request;
-    if (hasContent) this.#content = requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs);
+    const { upstream, method, path, headers, hasContent, chunked, upgrade, limits } = this.#request;
+    if (hasContent) this.#content = requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs, limits);
     upstream.dispatch(
       {
         method: method as Dispatcher.HttpMethod,

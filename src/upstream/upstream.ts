@@ -25,7 +25,7 @@ export interface UpstreamOptions {
 }
 
 /** Connections to one target; a request beyond these waits for one to become free. */
-const MAX_CONNECTIONS = 1024;
+export const MAX_CONNECTIONS = 1024;
 const MAX_RESPONSE_HEAD_BYTES = 64 * 1024;
 
 /** The application behind a route, and the connections to it. */

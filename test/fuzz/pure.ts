@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { loadConfigText } from "../../src/config/load.ts";
 import { ConfigError } from "../../src/config/problems.ts";
 import { ProxyError } from "../../src/core/errors.ts";
+import { NO_ROUTE_LIMITS } from "../../src/core/limits.ts";
 import { RouteTable } from "../../src/core/routes.ts";
 import type { Session } from "../../src/core/session.ts";
 import { parseTraceParent } from "../../src/core/trace-context.ts";
@@ -378,6 +379,7 @@ export const paths: Target = {
       session: index === 0 ? ("none" as const) : ("required" as const),
       loginRedirect: undefined,
       webSockets: undefined,
+      limits: NO_ROUTE_LIMITS,
       onOutage: "503" as const,
       write: undefined,
       index,

@@ -16,26 +16,32 @@ export interface Ask {
   readonly method?: string;
   readonly headers?: OutgoingHttpHeaders | readonly string[];
   readonly body?: string | Buffer;
+  /** In place of the URL's, octet by octet. */
+  readonly path?: string;
 }
 
 /** One request on a connection of its own. Rejects when the response is cut short. */
-export function ask(url: string, { method = "GET", headers = {}, body }: Ask = {}): Promise<Reply> {
+export function ask(url: string, { method = "GET", headers = {}, body, path }: Ask = {}): Promise<Reply> {
   return new Promise((resolve, reject) => {
-    const req = httpRequest(url, { method, headers: headers as OutgoingHttpHeaders, agent: false }, async (res) => {
-      try {
-        let text = "";
-        for await (const piece of res.setEncoding("utf8")) text += piece;
-        resolve({
-          status: res.statusCode ?? 0,
-          headers: res.headers,
-          rawHeaders: res.rawHeaders,
-          body: text,
-          setCookie: res.headers["set-cookie"] ?? [],
-        });
-      } catch (error) {
-        reject(error);
-      }
-    });
+    const req = httpRequest(
+      url,
+      { method, headers: headers as OutgoingHttpHeaders, agent: false, ...(path && { path }) },
+      async (res) => {
+        try {
+          let text = "";
+          for await (const piece of res.setEncoding("utf8")) text += piece;
+          resolve({
+            status: res.statusCode ?? 0,
+            headers: res.headers,
+            rawHeaders: res.rawHeaders,
+            body: text,
+            setCookie: res.headers["set-cookie"] ?? [],
+          });
+        } catch (error) {
+          reject(error);
+        }
+      },
+    );
     req.on("error", reject);
     req.end(body);
   });

@@ -1,10 +1,15 @@
 /** The command line, as a process of its own. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Teardown } from "./servers.ts";
 
 const MAIN = fileURLToPath(new URL("../../src/main.ts", import.meta.url));
+
+/** The runner's, as an absolute path: a command may have another working directory. */
+const { NODE_COMPILE_CACHE } = process.env;
+export const COMPILE_CACHE = NODE_COMPILE_CACHE ? { NODE_COMPILE_CACHE: resolve(NODE_COMPILE_CACHE) } : {};
 
 export interface Running {
   readonly child: ChildProcess;
@@ -14,7 +19,7 @@ export interface Running {
   readonly ended: Promise<number | NodeJS.Signals>;
 }
 
-/** Starts `coatcheck …`; environment and standard input are what is given and nothing else. */
+/** Starts `coatcheck …`; environment and standard input are what is given, the compile cache, and nothing else. */
 export function command(
   t: Teardown,
   args: readonly string[],
@@ -23,7 +28,7 @@ export function command(
 ): Running {
   const { main = MAIN, cwd, input } = options;
   const child = spawn(process.execPath, [main, ...args], {
-    env: { PATH: process.env.PATH, ...environment },
+    env: { PATH: process.env.PATH, ...COMPILE_CACHE, ...environment },
     stdio: ["pipe", "pipe", "pipe"],
     ...(cwd && { cwd }),
   });

@@ -11,6 +11,8 @@ const SERVERS = {
   "nghttp2-client": { version: "1.52", isThere: () => runs("h2load") },
   nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
   haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
+  caddy: { version: "2.6", isThere: () => runs("caddy", "version") },
+  radicale: { version: "3.1", isThere: () => runs("radicale") },
   chromium: { version: "120", isThere: () => runs(CHROMIUM) },
   postgresql: { version: "15", isThere: () => runs(postgresProgram("postgres")) && runs(postgresProgram("initdb")) },
 };

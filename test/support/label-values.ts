@@ -2,14 +2,17 @@
 import { ERROR_CODES } from "../../src/core/errors.ts";
 import {
   LOGOUT_REASONS,
+  POLICY_DECISIONS,
   type SessionOutcome,
   type SessionSource,
   STRIP_CLASSES,
   type WriteBackCommand,
   type WriteBackResult,
 } from "../../src/core/exchange.ts";
+import { VERIFICATION_PROTOCOLS } from "../../src/core/forward-auth.ts";
 import { HANDSHAKE_FAILURES } from "../../src/core/handshake-failure.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
+import { CONNECTION_REFUSALS, LIMIT_REASONS, LIMITER_ANSWERS } from "../../src/core/limits.ts";
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
 import { WEBSOCKET_CLOSE_REASONS } from "../../src/core/websocket.ts";
 import { WORKER_ENDS, WORKER_STATES } from "../../src/core/workers.ts";
@@ -32,7 +35,9 @@ const OUTCOMES = words<Exclude<SessionOutcome, "not-asked">>({
 });
 
 /** What the instrumented store counts: everything that can be asked. */
-const OPERATIONS = words<Exclude<keyof SessionStore, "kind" | "watch" | "peek" | "sweep" | "close" | "count">>({
+const OPERATIONS = words<
+  Exclude<keyof SessionStore, "kind" | "watch" | "peek" | "sweep" | "close" | "count" | "openBuckets">
+>({
   find: true,
   create: true,
   commit: true,
@@ -54,6 +59,9 @@ const OPERATIONS = words<Exclude<keyof SessionStore, "kind" | "watch" | "peek" |
 const STATUSES = Array.from({ length: 500 }, (_, i) => String(100 + i));
 
 const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
+  coatcheck_requests_limited_total: { reason: LIMIT_REASONS },
+  coatcheck_request_limiter_answers_total: { by: LIMITER_ANSWERS },
+  coatcheck_connections_refused_total: { reason: CONNECTION_REFUSALS },
   coatcheck_session_logouts_total: { reason: LOGOUT_REASONS },
   coatcheck_session_store_failures_total: { reason: STORE_FAILURES },
   coatcheck_session_events_total: {
@@ -101,6 +109,8 @@ const BY_LABEL: Readonly<Record<string, readonly string[]>> = {
   class: STRIP_CLASSES,
   command: words<WriteBackCommand>({ start: true, set: true, end: true }),
   by: ["tracking", "messages"],
+  protocol: VERIFICATION_PROTOCOLS,
+  decision: POLICY_DECISIONS,
   secret: ["first", "older", "none"],
 };
 

@@ -147,7 +147,8 @@ export async function startGateway(
   };
   const gateway = await Gateway.create(config, { logDestination, ...gatewayOptions });
   await gateway.listen();
-  t.teardown(() => gateway.close());
+  // What a test leaves open is not waited for as long as a client would be.
+  t.teardown(() => gateway.close({ delayMs: 0, timeoutMs: 1_000 }));
   const { url, adminUrl } = gateway;
   const getText = async (path: string) => (await fetch(adminUrl + path)).text();
   return {
