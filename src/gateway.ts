@@ -10,7 +10,7 @@ import { change } from "./config/reload.ts";
 import { autoTotal, ConnectionLimiter, type ConnectionLimits } from "./connection-limiter.ts";
 import { TrustedProxies } from "./core/peer.ts";
 import type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
-import type { SessionKey } from "./core/session.ts";
+import type { Handle, SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
 import { maxOpenFiles, takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
@@ -66,6 +66,8 @@ export interface WorkerOptions {
   readonly prettyLog: { readonly colours: boolean } | undefined;
   /** A session was ended here, and the store does not tell the other workers. */
   readonly onEnded: (key: SessionKey) => void;
+  /** A watch has met another session of whom it is for. */
+  readonly onMet: (watchId: string, handle: Handle) => void;
 }
 
 /** What takes a while to make. */
@@ -138,6 +140,7 @@ export class Gateway {
       webSockets.ended(key);
     };
     this.endedElsewhere = onEnded;
+    observer.onMet = worker?.onMet;
     const logouts = new Logouts({ now, onLoggedOut: (reason) => observer.metrics.loggedOut(reason) });
     const cache = watchedCache(
       config,

@@ -71,13 +71,24 @@ t.test("exchanges, explanations, watches, settings and dumps are those of all", 
   t.equal((await admin("/debug/explain", { method: "POST", body: { trace: "0".repeat(32) } })).status, 404);
   t.equal((await admin("/debug/explain", { method: "POST", body: { url: gateway.url } })).status, 200);
 
-  const headers = await logIn(gateway, "ada");
+  const first = await logIn(gateway, "ada");
   const begun = (await admin("/debug/watch", { method: "POST", body: { user: "ada" } })).body;
-  for (const client of [one, two, one]) await client.ask("/watched", { headers });
+  for (const client of [one, two, one]) await client.ask("/watched", { headers: first });
   const watch = (await admin("/debug/watch")).body;
   t.match(watch.watches, [{ id: begun.id, user: "ada", requests: 3, outcomes: { hit: 3 } }]);
   t.equal(watch.watches[0].handles.length, 1);
   t.equal((await admin(`/debug/exchanges?ring=watch&watch=${begun.id}`)).body.matched, 3);
+
+  // Whoever was met at one worker is known at the other, when the session no longer says whose it is.
+  const lost = await logIn(gateway, "ada");
+  await one.ask("/watched", { headers: lost });
+  await until(async () => (await admin("/debug/watch")).body.watches[0].requests >= 4);
+  t.equal((await admin("/sessions?user=ada", { method: "DELETE" })).status, 200);
+  await until(async () => {
+    await two.ask("/lost", { headers: lost });
+    return (await admin("/debug/exchanges?ring=watch&path=/lost")).body.exchanges[0]?.worker === 2;
+  });
+  const headers = await logIn(gateway, "ada");
 
   const change = { log: { access: "errors" }, for: "1h" };
   t.equal((await admin("/observe", { method: "POST", body: change })).status, 200);
@@ -88,7 +99,7 @@ t.test("exchanges, explanations, watches, settings and dumps are those of all", 
   await late?.ask("/unseen");
   t.match(
     (await admin("/debug/watch")).body.watches,
-    [{ id: begun.id, requests: 3 }],
+    [{ id: begun.id }],
     "one that came later watches, too; what the killed one had seen is gone",
   );
   await late?.ask("/watched", { headers });

@@ -4,7 +4,7 @@ import type { ConnectionRefusal } from "../core/limits.ts";
 import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
 import { servedExchange } from "../core/on-behalf.ts";
 import type { ReloadCause, ReloadResult } from "../core/reload.ts";
-import type { SessionEvent, SessionKey } from "../core/session.ts";
+import type { Handle, SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import type { WebSocketCloseReason } from "../core/websocket.ts";
@@ -51,6 +51,8 @@ export class Observer {
   readonly log: Log;
   readonly recorder: Recorder;
   readonly watches: Watches;
+  /** Told of sessions that a watch has met, for other processes that watch the same. */
+  onMet: ((watchId: string, handle: Handle) => void) | undefined;
   readonly #spoofAttempts: SpoofAttempts;
   readonly #refusedVerifications: RefusedVerifications;
   readonly #refusedWriteBacks: RefusedWriteBacks;
@@ -85,6 +87,7 @@ export class Observer {
     this.watches = new Watches({
       onBegan: (watch) => this.#watchChanged("watch.began", watch, { until: new Date(watch.endsAt).toISOString() }),
       onEnded: (watch, by) => this.#watchChanged("watch.ended", watch, { by, requests: watch.requests }),
+      onMet: (id, handle) => this.onMet?.(id, handle),
     });
     this.#ratio = traces.ratio;
     this.#recorderSizes = recorder;

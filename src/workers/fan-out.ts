@@ -46,6 +46,17 @@ interface Answer {
   readonly reply: Reply;
 }
 
+interface RunningWatch {
+  readonly body: object;
+  /** Milliseconds since the epoch. */
+  readonly endsAt: number;
+  /** Of the sessions that were met. */
+  readonly handles: Set<string>;
+}
+
+/** Of one watch; as many as a worker remembers. */
+const MAX_HANDLES = 64;
+
 /** The admin API of several workers, which answer as one. */
 export class FanOut implements AdminApi {
   readonly #options: FanOutOptions;
@@ -53,7 +64,7 @@ export class FanOut implements AdminApi {
   readonly #own: AdminApi;
   readonly #positions = new Positions();
   /** What is watched, for workers that come later: by the id of the watch, the question that began it. */
-  readonly #watches = new Map<string, { readonly body: object; readonly endsAt: number }>();
+  readonly #watches = new Map<string, RunningWatch>();
 
   constructor(options: FanOutOptions) {
     const { observer, reload } = options;
@@ -122,6 +133,15 @@ export class FanOut implements AdminApi {
     }
     for (const [path, body, id] of questions)
       await ask(worker, question({ method: "POST", path, body: JSON.stringify(body), id }), TIMEOUT_MS).catch(() => {});
+    for (const [watch, { handles }] of this.#watches)
+      for (const handle of handles) worker.tell({ type: "met", watch, handle });
+  }
+
+  /** A worker has met a session of somebody under watch. */
+  met(watch: string, handle: string): void {
+    const handles = this.#watches.get(watch)?.handles;
+    if (handles === undefined || handles.size >= MAX_HANDLES) return;
+    handles.add(handle);
   }
 
   async takeDump(): Promise<TakenDump> {
@@ -221,7 +241,8 @@ export class FanOut implements AdminApi {
     return together(answers, (good) => {
       const watch = mergeWatch(read(good, WATCH).map(({ value }) => value));
       const body = watch.user === null ? { handle: watch.handle } : { user: watch.user };
-      this.#watches.set(watch.id, { body, endsAt: Date.parse(watch.endsAt) });
+      const handles = this.#watches.get(watch.id)?.handles ?? new Set<string>();
+      this.#watches.set(watch.id, { body, endsAt: Date.parse(watch.endsAt), handles });
       return watch;
     });
   }

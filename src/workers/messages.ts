@@ -17,6 +17,8 @@ function octets(max: number) {
   return z.custom<Uint8Array>((value) => value instanceof Uint8Array && value.length <= max);
 }
 const reply = octets(MAX_REPLY_BYTES);
+/** A watch has met a session. */
+const met = z.strictObject({ type: z.literal("met"), watch: z.string().max(64), handle: z.string().max(64) });
 const keys = z.array(z.string().max(64)).max(MAX_KEYS);
 /** Made, checked and frozen by the primary. */
 const config = z.custom<Config>((value) => typeof value === "object" && value !== null && "settings" in value);
@@ -54,6 +56,7 @@ export const TO_WORKER = z.discriminatedUnion("type", [
   /** The piece before has been taken. */
   z.strictObject({ type: z.literal("more"), id }),
   z.strictObject({ type: z.literal("ended"), keys }),
+  met,
   z.strictObject({ type: z.literal("drain") }),
 ]);
 export type ToWorker = z.output<typeof TO_WORKER>;
@@ -84,6 +87,7 @@ export const TO_PRIMARY = z.discriminatedUnion("type", [
   /** The rest does not come. */
   z.strictObject({ type: z.literal("broken"), id }),
   z.strictObject({ type: z.literal("ended"), keys }),
+  met,
   z.strictObject({ type: z.literal("draining") }),
   /** What it has counted, before it ends. */
   z.strictObject({ type: z.literal("last"), metrics: reply }),

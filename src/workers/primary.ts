@@ -319,6 +319,10 @@ export class Primary {
             worker.isDraining = true;
             this.#changed();
             return;
+          case "met":
+            this.#fanOut.met(message.watch, message.handle);
+            for (const other of this.#workers()) if (other !== worker) other.tell(message);
+            return;
           case "ended":
             for (const other of this.#workers()) if (other !== worker) other.tell(message);
         }

@@ -1,6 +1,6 @@
 import { Readable } from "node:stream";
 import type { Reply } from "../admin/endpoint.ts";
-import type { SessionKey } from "../core/session.ts";
+import type { Handle, SessionKey } from "../core/session.ts";
 import { Gateway } from "../gateway.ts";
 import {
   MAX_CHUNK_BYTES,
@@ -44,7 +44,12 @@ class Worker {
     const { number, config, prettyLog, command } = await this.#configured.promise;
     process.title = `coatcheck worker ${number}`;
     try {
-      const worker = { number, prettyLog, onEnded: (key: SessionKey) => this.#endedHere(key) };
+      const worker = {
+        number,
+        prettyLog,
+        onEnded: (key: SessionKey) => this.#endedHere(key),
+        onMet: (watch: string, handle: Handle) => tell({ type: "met", watch, handle }),
+      };
       const gateway = await Gateway.create(config, { command, worker });
       this.#gateway = gateway;
       attend(gateway);
@@ -85,6 +90,9 @@ class Worker {
         break;
       case "ended":
         for (const key of message.keys) this.#gateway?.endedElsewhere(key as SessionKey);
+        break;
+      case "met":
+        this.#gateway?.observer.watches.met(message.watch, message.handle as Handle);
         break;
       case "ask":
         void this.#answer(message.id, message.task);
