@@ -353,8 +353,8 @@ export class Gateway {
     const files = await readFiles(config);
     if (limitsRequests(config)) await this.#limiter.open();
     if (this.#draining) throw new Error("the gateway is about to end");
-    this.#config = config;
     const gate = buildGate(config, files, this.#shared, this.#generations.upstreams);
+    this.#config = config;
     this.#generations.replace(gate);
     this.#connections.adjust(connectionLimits(config));
     if (this.#server instanceof TlsServer && files.tls.listen !== undefined && config.listen.tls !== undefined)

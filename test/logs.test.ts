@@ -74,7 +74,7 @@ const events = (gateway: RunningGateway, event: EventName) => gateway.logs.filte
 const SESSION = { cookie: { name: "session", secure: false, secrets: [SECRET] } };
 
 /** Events that other tests bring about. */
-const ELSEWHERE: readonly EventName[] = ["config.nothing-to-reload", "traces.down", "traces.up"];
+const ELSEWHERE: readonly EventName[] = ["config.nothing-to-reload", "traces.down", "traces.up", "gateway.abandoned"];
 
 /** Sessions of every kind of end, with a clock that goes on when it is told to. */
 async function livesOfSessions(t: Teardown): Promise<Line[]> {

@@ -330,6 +330,8 @@ async function trouble(site: Site): Promise<void> {
   });
   await seen(site, "sum(coatcheck_watches_active) > 0");
   await seen(site, "min(count_over_time(up[1m])) >= 22");
+  // On a busy machine people and attackers are slower.
+  for (const alert of RAISED) await seen(site, `count_over_time(ALERTS{alertname="${alert}"}[5m])`);
 }
 
 /** As Grafana would for a scrape interval of one second. */

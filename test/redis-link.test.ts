@@ -104,7 +104,8 @@ for (const topology of ["standalone", "cluster"] as const) {
     const key = "read".padEnd(43, "x");
     const cluster = topology === "cluster" ? await startCluster(t) : undefined;
     const server = cluster ? await cluster.ownerOf(SESSION_PREFIX + key) : await startRedis(t);
-    const { store } = await openStore(t, cluster?.url ?? server.url);
+    // With more patience than a request has: how long a busy machine takes to connect is not what is looked at.
+    const { store } = await openStore(t, `${cluster?.url ?? server.url}?commandTimeout=5s&totalTimeout=10s`);
     await eventually("the store answers", async () => (await store.check()).ok);
     await store.create(key, newSession());
     for (let n = 0; n < 20; n++) {

@@ -79,9 +79,12 @@ const OUTAGE_MS = 1_500;
 const OUTAGE_EVERY_MS = 12_000;
 /** The application closes idle connections after two seconds. */
 const SETTLE_MS = 30_000;
-/** What a client does takes a few seconds. */
-const HUNG_MS = 25_000;
+/** What a client does takes a few seconds, on a machine that is free. */
+const HUNG_MS = 60_000;
+/** Until a revocation has arrived; milliseconds, where nothing else keeps the machine busy. */
+const REVOKED_MS = 10_000;
 const USERS = 50;
+const PATIENT = "?connectTimeout=20s&commandTimeout=20s&totalTimeout=20s";
 /** On a machine that is busy with something else. */
 const START_MS = 60_000;
 const LARGE_BYTES = 512 * 1024;
@@ -103,7 +106,8 @@ export async function soak(t: Teardown, { seconds, connections }: SoakOptions): 
         JSON.stringify({
           listen: { host: "127.0.0.1", port, ...(tls && { tls: certificate }) },
           admin: { port: adminPort },
-          store: redis.url,
+          // A machine that is busy is no outage of the store.
+          store: `${redis.url}${PATIENT}`,
           session: { cookie: { name: "session", secure: false, secrets: [SECRET] } },
           routes: [
             { match: { path: "/" }, ...to },
@@ -337,6 +341,12 @@ class Traffic {
     }
   }
 
+  /** Waits, and lets it be known what for. */
+  async #waitFor<T>(what: string, promise: Promise<T>): Promise<T> {
+    this.#underWay.set(what, (this.#underWay.get(what) ?? 0) + 1);
+    return promise.finally(() => this.#underWay.set(what, (this.#underWay.get(what) ?? 0) - 1));
+  }
+
   async #repeat(kind: string, act: () => Promise<void>): Promise<void> {
     await sleep(Math.random() * 2000);
     while (!this.#isOver) {
@@ -446,7 +456,7 @@ class Traffic {
     const answer = await this.#call(gateway, { path: "/", cookie, agent });
     must(answer.status === 200 && answer.user === user, `status ${answer.status}`);
     await this.#endSessions(gateway, user);
-    const deadlineMs = performance.now() + 2_000;
+    const deadlineMs = performance.now() + REVOKED_MS;
     for (;;) {
       const { status } = await this.#call(gateway, { path: "/", cookie, agent });
       if (status === 401) return;
@@ -474,7 +484,7 @@ class Traffic {
 
   async #webSocket(gateway: GatewayProcess): Promise<void> {
     const user = this.#newUser();
-    const cookie = await this.#login(gateway, user);
+    const cookie = await this.#waitFor("websocket, login", this.#login(gateway, user));
     const url = `${gateway.tls ? "wss" : "ws"}://127.0.0.1:${gateway.port}/talk`;
     const perMessageDeflate = Math.random() < 0.3;
     const ws = new WebSocket(url, { headers: { cookie }, ca: this.#ca, perMessageDeflate });
@@ -492,13 +502,13 @@ class Traffic {
       res.resume();
       ws.terminate();
     });
-    await Promise.race([once(ws, "open"), closed]);
+    await this.#waitFor("websocket, to open", Promise.race([once(ws, "open"), closed]));
     if (!answered) this.unanswered++;
     must(ws.readyState === WebSocket.OPEN, "no WebSocket");
     for (let i = 0; i < 8; i++) {
       const message = randomBytes(1 + Math.floor(Math.random() * (i === 0 ? 200_000 : 2_000)));
       ws.send(message);
-      const echoed = await Promise.race([once(ws, "message"), closed]);
+      const echoed = await this.#waitFor("websocket, echo", Promise.race([once(ws, "message"), closed]));
       must(Array.isArray(echoed) && message.equals(echoed[0] as Buffer), "the echo was cut off, or another");
       await sleep(Math.random() * 500);
     }
@@ -506,12 +516,12 @@ class Traffic {
     if (dice < 0.3) ws.terminate();
     else if (dice < 0.6) ws.close(1000);
     else {
-      await this.#endSessions(gateway, user);
-      const code = await Promise.race([closed, sleep(2_000).then(() => 0)]);
+      await this.#waitFor("websocket, revocation", this.#endSessions(gateway, user));
+      const code = await Promise.race([closed, sleep(REVOKED_MS).then(() => 0)]);
       must(code === 1008, `closed with ${code} when its session was revoked`);
       this.done["websocket, revoked"] = (this.done["websocket, revoked"] ?? 0) + 1;
     }
-    await closed;
+    await this.#waitFor("websocket, to close", closed);
   }
 
   async #events(gateway: GatewayProcess, index: number): Promise<void> {

@@ -10,6 +10,10 @@ const SERVERS = {
   curl: { version: "7.88", isThere: () => runs("curl") },
   "nghttp2-client": { version: "1.52", isThere: () => runs("h2load") },
   nginx: { version: "1.22", isThere: () => runs("nginx", "-v") },
+  "redis-tools": { version: "7", isThere: () => runs("redis-cli") },
+  openssl: { version: "3", isThere: () => runs("openssl", "version") },
+  // Its tools read the unit; the tests need no systemd that runs.
+  systemd: { version: "252", isThere: () => runs("systemd-analyze") },
   haproxy: { version: "2.6", isThere: () => runs("haproxy", "-v") },
   caddy: { version: "2.6", isThere: () => runs("caddy", "version") },
   radicale: { version: "3.1", isThere: () => runs("radicale") },
