@@ -307,22 +307,22 @@ const workers: Row = {
     }),
     series({
       title: "CPU by worker",
-      about: "Of one core. One far above the others has the busy connections.",
+      about: "Of one core; of a single process, where there is one. One far above the others has the busy connections.",
       unit: "percentunit",
       queries: [
         {
-          expr: `sum by (instance, worker) (${rate("coatcheck_worker_cpu_seconds_total")})`,
+          expr: `sum by (instance, worker) (${rate("coatcheck_worker_cpu_seconds_total")}) or on (instance) sum by (instance) (${rate("process_cpu_seconds_total")})`,
           legend: "{{instance}} {{worker}}",
         },
       ],
     }),
     series({
       title: "Memory by worker",
-      about: "Resident. It falls to nothing and begins anew where a worker was replaced.",
+      about: "Resident; of a single process, where there is one. A gap: a worker was replaced.",
       unit: "bytes",
       queries: [
         {
-          expr: `sum by (instance, worker) (${of("coatcheck_worker_memory_bytes")})`,
+          expr: `sum by (instance, worker) (${of("coatcheck_worker_memory_bytes")}) or on (instance) sum by (instance) (${of("process_resident_memory_bytes")})`,
           legend: "{{instance}} {{worker}}",
         },
       ],

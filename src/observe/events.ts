@@ -400,7 +400,8 @@ export const EVENTS = {
     about: "The last request has ended; `warn` when some had not in time and were cut.",
     fields: {
       duration_s: "Since `gateway.draining`, seconds.",
-      requests_cut: "How many requests were cut (error `proxy_shutdown`).",
+      "requests_cut?":
+        "How many requests were cut (error `proxy_shutdown`). Absent of the process above workers: each of them says its own.",
     },
     advice:
       "Missing after `gateway.draining`: it was killed, or something hung. Requests cut: give `shutdown.timeout` more.",

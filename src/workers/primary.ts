@@ -226,13 +226,16 @@ export class Primary {
   async #close({ delayMs, timeoutMs }: Config["shutdown"]): Promise<void> {
     const { log, metrics } = this.observer;
     metrics.draining();
+    const beganMs = performance.now();
     clearInterval(this.#counting);
-    const counting = setInterval(() => void this.#countAll(), COUNT_EVERY_MS_WHILE_DRAINING);
     for (const { pause } of this.#places) clearTimeout(pause);
+    await this.#countAll();
+    const counting = setInterval(() => void this.#countAll(), COUNT_EVERY_MS_WHILE_DRAINING);
     if (this.#places.some(({ worker }) => worker !== undefined)) {
       log.event("info", "gateway.draining", "no longer ready; requests in flight go on", {
         delay_s: delayMs / 1000,
         timeout_s: timeoutMs / 1000,
+        ...this.#inFlight(),
       });
       for (const { worker } of this.#places) worker?.tell({ type: "drain" });
       const deadline = setTimeout(
@@ -243,7 +246,9 @@ export class Primary {
       );
       await this.#until(() => this.#places.every(({ worker }) => worker === undefined));
       clearTimeout(deadline);
-      log.event("info", "gateway.stopped", "stopped");
+      log.event("info", "gateway.stopped", "stopped", {
+        duration_s: Math.round(performance.now() - beganMs) / 1000,
+      });
     }
     clearInterval(counting);
     this.#reloader.end();
@@ -254,13 +259,18 @@ export class Primary {
 
   /** See `Gateway.abandon`; the numbers are up to a second old. */
   abandon(): { readonly requests: number; readonly websockets: number } {
-    const counted = this.#places.flatMap(({ worker }) => worker?.counted ?? []);
-    const total = (name: string) =>
-      counted.filter((it) => it.name === name).reduce((sum, { values }) => sum + sumOf(values), 0);
-    const cut = { requests: total("http_server_active_requests"), websockets: total("coatcheck_websockets_open") };
+    const cut = this.#inFlight();
     this.observer.log.event("warn", "gateway.abandoned", "told a second time to end: at once", cut);
     this.observer.log.flush();
     return cut;
+  }
+
+  /** As the workers counted it the last time. */
+  #inFlight(): { readonly requests: number; readonly websockets: number } {
+    const counted = this.#places.flatMap(({ worker }) => worker?.counted ?? []);
+    const total = (name: string) =>
+      counted.filter((it) => it.name === name).reduce((sum, { values }) => sum + sumOf(values), 0);
+    return { requests: total("http_server_active_requests"), websockets: total("coatcheck_websockets_open") };
   }
 
   /** Those that serve. */
