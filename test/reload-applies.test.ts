@@ -52,7 +52,7 @@ t.test(
     const slow = ask(`${gateway.url}/slow`);
     await until(() => before.held.length === 1);
     const result = await gateway.gateway.reload(testConfig({ upstream: after.url }));
-    t.same(result, { applied: ["routes[0].upstream.targets"], needsRestart: [] });
+    t.same(result, { applied: ["routes[0].upstream.targets[0].url"], needsRestart: [] });
     t.equal((await ask(gateway.url)).status, 200);
     t.equal(after.received.length, 1);
     t.equal(await inUse(), "2");

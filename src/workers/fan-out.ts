@@ -4,6 +4,7 @@ import { json, type Reply } from "../admin/endpoint.ts";
 import { EXCHANGES } from "../admin/exchanges.ts";
 import { observeEndpoint } from "../admin/observe.ts";
 import { reloadEndpoint } from "../admin/reload.ts";
+import { UPSTREAMS } from "../admin/upstreams.ts";
 import { WATCH, WATCHES } from "../admin/watch.ts";
 import { WEBSOCKETS } from "../admin/websockets.ts";
 import type { ReloadOutcome } from "../core/reload.ts";
@@ -104,6 +105,12 @@ export class FanOut implements AdminApi {
         return this.#exchanges(request);
       case "websockets":
         return this.#together(request, (answers) => mergeWebSockets(read(answers, WEBSOCKETS)));
+      case "upstreams":
+        return this.#together(request, (answers) => ({
+          upstreams: read(answers, UPSTREAMS).flatMap(({ worker, value }) =>
+            value.upstreams.map((upstream) => ({ worker, ...upstream })),
+          ),
+        }));
       case "watches":
         return this.#together(request, (answers) => mergeWatches(read(answers, WATCHES)));
       case "watch":

@@ -20,7 +20,8 @@ export type Plan =
   | "adjust"
   | "dump"
   | "reload"
-  | "websockets";
+  | "websockets"
+  | "upstreams";
 
 /** By the path of the endpoint and the method. Where something is not here, one worker answers, and be it that there is no such thing. */
 export const PLANS: Readonly<Record<string, Readonly<Partial<Record<string, Plan>>>>> = {
@@ -40,6 +41,7 @@ export const PLANS: Readonly<Record<string, Readonly<Partial<Record<string, Plan
   "/sessions": { GET: "one", DELETE: "one" },
   "/sessions/{handle}": { GET: "one", DELETE: "one" },
   "/store/check": { POST: "one" },
+  "/upstreams": { GET: "upstreams" },
   "/websockets": { GET: "websockets" },
 };
 
