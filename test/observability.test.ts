@@ -156,6 +156,8 @@ async function eventful(t: Parameters<typeof startApp>[0]) {
   await ask(gateway.url, { headers: { cookie: cookiePair(reply.setCookie[0]) } });
   // The listeners of this gateway have no TLS; admin-tls.test.ts and tls.test.ts see real ones.
   gateway.gateway.observer.metrics.certificate("admin", Date.now());
+  // It is one process; workers.test.ts sees several.
+  gateway.gateway.observer.metrics.workerUse(1, 1, 1);
   gateway.gateway.observer.metrics.handshakeFailed("alert");
   await redis.kill();
   for (let i = 0; i < 5; i++) await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"1"}}' });
