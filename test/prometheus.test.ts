@@ -364,7 +364,7 @@ async function trouble(site: Site): Promise<void> {
   await seen(site, 'coatcheck_config_reloads_total{result="refused"} > 0');
   await seen(site, 'count_over_time(ALERTS{alertname="CoatcheckConfigReloadFailed"}[1m]) >= 3');
   first?.reload({ cache: { maxAge: "20s" } });
-  await seen(site, "max(coatcheck_config_restart_needed) > 0");
+  await seen(site, "max(count_over_time((coatcheck_config_restart_needed > 0)[30s:500ms])) >= 4");
   first?.reload({});
   await seen(site, 'coatcheck_config_reloads_total{result="applied"} > 1');
   await ask(`${first?.adminUrl}/debug/watch`, {
