@@ -226,8 +226,12 @@ export class Metrics {
 
   #upstreamAnswered(upstream: string, up: boolean): void {
     // A rise from nothing to one is no rise for Prometheus.
-    if (!this.#upstreams.has(upstream))
-      for (const reason of RETRY_REASONS) this.#upstreamRetries.inc({ ...serverLabels(upstream), reason }, 0);
+    if (!this.#upstreams.has(upstream)) {
+      const labels = serverLabels(upstream);
+      for (const reason of RETRY_REASONS) this.#upstreamRetries.inc({ ...labels, reason }, 0);
+      this.#retriesRefused.inc(labels, 0);
+      this.#spared.inc(labels, 0);
+    }
     this.#upstreams.set(upstream, up);
   }
 
