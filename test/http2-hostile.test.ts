@@ -290,7 +290,7 @@ t.test("a header section that is too large is refused, and the connection goes o
     Object.fromEntries(Array.from({ length: count }, (_, i) => [`x-${i}`, "x".repeat(length)]));
   t.equal((await http2Ask(session, fields(220, 1))).status, 431);
   await t.rejects(http2Ask(session, fields(400, 1)), /ENHANCE_YOUR_CALM|closed with 11/);
-  await t.rejects(http2Ask(session, fields(10, 4_000)), /ENHANCE_YOUR_CALM|closed with 11/);
+  t.equal((await http2Ask(session, fields(10, 4_000))).status, 431);
   t.equal((await http2Ask(session, fields(10, 1_000))).status, 200);
   t.equal(app.received.length, 1);
   t.ok(await isServing());
