@@ -319,6 +319,15 @@ t.test(
     for (let stream = 1; stream < 40; stream += 2) client.request(stream);
     client.request(41, [...GET.slice(0, -1), "/", "content-length", "3"], FLAG.endHeaders);
     for (let stream = 1; stream < 40; stream += 2) t.equal(await client.outcome(stream), CODE.internalError);
+    const slow = await FrameClient.connect(gateway.port, ca, Buffer.concat([Buffer.from([0, 4]), uint32(0)]));
+    slow.request(1);
+    // "content", an octet at a time: longer than the timeout all in all.
+    const timer = setInterval(() => slow.send(frame(FRAME.windowUpdate, 0, 1, uint32(1))), 100);
+    t.teardown(() => {
+      clearInterval(timer);
+      slow.socket.destroy();
+    });
+    t.equal(await slow.outcome(1), "answered");
     late.resolve();
     t.equal(await patient.outcome(1), "answered");
     t.match(
