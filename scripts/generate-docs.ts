@@ -106,12 +106,21 @@ interface Outline {
 }
 
 /** What is below defaults, optionals and preprocessing; a choice between a word and an object is one key. */
+/** Of the forms that a value may have, the one with keys that say what they mean. */
+function describedForm(forms: readonly z.core.$ZodType[] = []): z.core.$ZodType | undefined {
+  return forms.find((form) => {
+    const keys = Object.values(outline(form).shape ?? {});
+    return keys.length > 0 && keys.every((key) => descriptionOf(key) !== "");
+  });
+}
+
 function outline(schema: z.core.$ZodType): Outline {
   const definition = schema._zod.def as Outline & {
     readonly innerType?: z.core.$ZodType;
+    readonly options?: readonly z.core.$ZodType[];
     readonly out?: z.core.$ZodType;
   };
-  const inner = definition.innerType ?? definition.out;
+  const inner = definition.innerType ?? definition.out ?? describedForm(definition.options);
   return inner === undefined ? definition : outline(inner);
 }
 

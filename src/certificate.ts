@@ -4,7 +4,7 @@ import { createSecureContext } from "node:tls";
 import type { Config, UpstreamTlsConfig } from "./config/compile.ts";
 import { readProblem } from "./core/file-problems.ts";
 import { stampOf, watchFiles } from "./file-watch.ts";
-import type { UpstreamTls } from "./upstream/upstream.ts";
+import type { UpstreamTls } from "./upstream/endpoint.ts";
 
 /** The certificate of a listener, in files that others renew; a few seconds do not matter. */
 

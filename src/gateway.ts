@@ -35,7 +35,7 @@ import { GuardedStore } from "./store/guarded.ts";
 import { type OpenStoreOptions, openStore } from "./store/open.ts";
 import { probeStore } from "./store/probe.ts";
 import { listenerTls, secureContext } from "./tls.ts";
-import { MAX_CONNECTIONS } from "./upstream/upstream.ts";
+import { figuresOf, isUnready, summariesOf } from "./upstream/upstreams.ts";
 import { VERSION } from "./version.ts";
 import { WebSockets } from "./websockets.ts";
 
@@ -179,6 +179,9 @@ export class Gateway {
     );
     this.#generations = generations;
     observer.metrics.watchConfigs(() => generations.size);
+    const upstreams = () => generations.current.gate.upstreams;
+    const routeIds = () => this.#config.routes.map(({ id }) => id);
+    observer.metrics.watchUpstreams(() => figuresOf(upstreams(), routeIds()));
     const listener = createListener(generations, listenerOptions(config, files.tls));
     this.#server = listener.server;
     this.#serverConnections = new Connections(this.#server, { ...listener.care, lastToGo: webSockets });
@@ -223,6 +226,8 @@ export class Gateway {
         onRevoked: (handle, scope, by) => observer.sessionRevoked({ handle, scope, "client.address": by }),
       }),
       webSockets: (whose) => webSockets.list(whose),
+      upstreams: () => summariesOf(upstreams(), routeIds()),
+      isUpstreamOut: () => isUnready(upstreams()),
       takeDump,
       reload: () => this.reread("operator"),
     });
@@ -282,6 +287,7 @@ export class Gateway {
       );
     }
     try {
+      await Promise.all(this.#generations.upstreams.map((upstream) => upstream.begin()));
       await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
       if (this.#redirector !== undefined && listen.tls?.redirectFrom !== undefined)
@@ -341,9 +347,15 @@ export class Gateway {
     const { config, ...result } = change(this.#config, read);
     const files = await readFiles(config);
     if (limitsRequests(config)) await this.#limiter.open();
-    if (this.#draining) throw new Error("the gateway is about to end");
+    const kept = this.#generations.upstreams;
+    const gate = buildGate(config, files, this.#shared, kept);
+    const opened = gate.upstreams.filter((upstream) => upstream !== undefined && !kept.includes(upstream));
+    await Promise.all(opened.map((upstream) => upstream?.begin()));
+    if (this.#draining) {
+      await Promise.all(opened.map((upstream) => upstream?.close()));
+      throw new Error("the gateway is about to end");
+    }
     this.#config = config;
-    const gate = buildGate(config, files, this.#shared, this.#generations.upstreams);
     this.#generations.replace(gate);
     this.#connections.adjust(connectionLimits(config));
     if (this.#server instanceof TlsServer && files.tls.listen !== undefined && config.listen.tls !== undefined)
@@ -544,7 +556,10 @@ function limitsRequests({ limits, routes }: Config): boolean {
 
 function connectionLimits({ limits, listen, upstreams }: Config): ConnectionLimits {
   const { total, perAddress } = limits.connections;
-  const upstreamConnections = MAX_CONNECTIONS * new Set(upstreams.flatMap((upstream) => upstream?.target ?? [])).size;
+  const byTarget = new Map<string, number>();
+  for (const { targets, maxConnections } of upstreams.filter((upstream) => upstream !== undefined))
+    for (const { url } of targets) byTarget.set(url, Math.max(maxConnections, byTarget.get(url) ?? 0));
+  const upstreamConnections = [...byTarget.values()].reduce((sum, connections) => sum + connections, 0);
   return {
     total: total ?? autoTotal(maxOpenFiles(), upstreamConnections),
     perAddress,

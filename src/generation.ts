@@ -1,5 +1,4 @@
 import { setTimeout } from "node:timers/promises";
-import { isDeepStrictEqual } from "node:util";
 import type { TlsMaterial } from "./certificate.ts";
 import type { Config } from "./config/compile.ts";
 import type { Exchange } from "./core/exchange.ts";
@@ -12,7 +11,8 @@ import type { SessionStore } from "./core/store.ts";
 import type { ErrorPages } from "./error-pages.ts";
 import type { Gate } from "./pipeline.ts";
 import { SessionCookie } from "./session/cookie.ts";
-import { Upstream, type UpstreamOptions } from "./upstream/upstream.ts";
+import type { Upstream } from "./upstream/upstream.ts";
+import { openUpstreams } from "./upstream/upstreams.ts";
 
 const LOOK_MS = 5;
 
@@ -150,7 +150,7 @@ export function buildGate(config: Config, files: FileContents, shared: Shared, k
     responseRules: new ResponseHeaderRules(session.cookie.name, strictTransport),
     strictTransport,
     routes: new RouteTable(config.routes),
-    upstreams: upstreamsOf(config, files.tls, kept),
+    upstreams: upstreamsOf(config, files.tls, kept, observer),
     forwardAuth: config.forwardAuth,
     cookie,
     binding: { to: session.bind, onMismatch: session.onMismatch },
@@ -188,10 +188,16 @@ function isUpstream(upstream: Upstream | undefined): upstream is Upstream {
   return upstream !== undefined;
 }
 
-function upstreamsOf(config: Config, tls: TlsMaterial, kept: readonly Upstream[]): (Upstream | undefined)[] {
-  return config.upstreams.map((upstream, index) => {
+function upstreamsOf(
+  { routes, upstreams }: Config,
+  tls: TlsMaterial,
+  kept: readonly Upstream[],
+  observer: Gate["observer"],
+): (Upstream | undefined)[] {
+  const wanted = upstreams.map((upstream, index) => {
     if (upstream === undefined) return undefined;
-    const options: UpstreamOptions = { ...upstream, tls: tls.upstreams[index] };
-    return kept.find((other) => isDeepStrictEqual(other.options, options)) ?? new Upstream(options);
+    const { tls: _files, ...settings } = upstream;
+    return { id: routes[index]?.id ?? "", settings, tls: tls.upstreams[index] };
   });
+  return openUpstreams(wanted, kept, (route) => observer.upstreamObserver(route));
 }

@@ -401,6 +401,7 @@ function send(
   const abandon = forward(
     {
       upstream,
+      sessionKey: resolution.key,
       method: exchange.method,
       path: target.pathAndQuery,
       headers,

@@ -194,12 +194,14 @@ function compareSpans(records: readonly ExchangeRecord[], spans: readonly Span[]
   return records.flatMap((record) => {
     const all = byTrace.get(record.traceId) ?? [];
     const server = all.filter(({ kind }) => kind === 2);
-    const upstream = all.filter(({ kind, attributes }) => kind === 3 && "http.request.method" in attributes);
+    const upstream = all
+      .filter(({ kind, attributes }) => kind === 3 && "http.request.method" in attributes)
+      .sort((a, b) => Number(a.startNs - b.startNs));
     const attributes = server[0]?.attributes ?? {};
     const tookMs = Number((server[0]?.endNs ?? 0n) - (server[0]?.startNs ?? 0n)) / 1e6;
     return differ("span", record.traceId, {
       servers: [1, server.length],
-      upstreams: [record.upstream === undefined ? 0 : 1, upstream.length],
+      upstreams: [record.upstream === undefined ? 0 : 1 + record.upstream.retries, upstream.length],
       span: [record.spanId, server[0]?.spanId],
       status: [record.response.status, attributes["http.response.status_code"]],
       route: [record.route, attributes["http.route"]],
@@ -207,7 +209,7 @@ function compareSpans(records: readonly ExchangeRecord[], spans: readonly Span[]
       decision: [record.session.decision, attributes["coatcheck.policy.decision"]],
       // OpenTelemetry wants the status where there is nothing better: the application's own failure.
       error: [record.error?.type ?? serverError(record.response.status), attributes["error.type"]],
-      upstreamStatus: [record.upstream?.status, upstream[0]?.attributes["http.response.status_code"]],
+      upstreamStatus: [record.upstream?.status, upstream.at(-1)?.attributes["http.response.status_code"]],
       // Nanoseconds in a double since 1970 are a thousandth of a millisecond apart.
       duration: [true, Math.abs(tookMs - (record.timings.ended ?? 0)) < 0.002],
     });
@@ -259,8 +261,12 @@ function compareMetrics(records: readonly ExchangeRecord[], metrics: string): Di
       const [server_address, server_port] = upstream.address.split(":");
       const labels = { http_request_method, server_address, server_port, error_type: upstream.error };
       add("http_client_request_duration_seconds_count", { ...labels, http_response_status_code: upstream.status });
-      if (upstream.retries > 0)
-        add("coatcheck_upstream_retries_total", { server_address, server_port }, upstream.retries);
+      for (const { address, error, status, retry } of upstream.attempts ?? []) {
+        const [server_address, server_port] = address.split(":");
+        const attempted = { http_request_method, server_address, server_port, error_type: error };
+        add("http_client_request_duration_seconds_count", { ...attempted, http_response_status_code: status });
+        add("coatcheck_upstream_retries_total", { server_address, server_port, reason: retry });
+      }
     }
     if (session.outcome !== "not-asked")
       add("coatcheck_session_resolutions_total", { outcome: session.outcome, source: session.source ?? "none" });

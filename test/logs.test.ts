@@ -28,6 +28,7 @@ import { MemoryStore } from "../src/store/memory.ts";
 import { makeCertificate } from "./support/certificates.ts";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
 import { COMPILE_CACHE, command } from "./support/command.ts";
+import { startDns } from "./support/dns.ts";
 import { eventually } from "./support/resources.ts";
 import {
   type RunningGateway,
@@ -39,6 +40,7 @@ import {
   type Teardown,
   temporaryFolder,
 } from "./support/servers.ts";
+import { FAILING, RESETTING, TestTarget, WELL } from "./support/targets.ts";
 import { startWebSocketApp } from "./support/websockets.ts";
 
 type Line = Readonly<Record<string, unknown>>;
@@ -236,6 +238,35 @@ async function reloads(t: Teardown): Promise<Line[]> {
   return running.logs;
 }
 
+/** An application whose addresses fail one after the other, and whose name cannot be resolved any more. */
+async function troubledTargets(t: Teardown): Promise<Line[]> {
+  const target = await TestTarget.start(t);
+  const dns = await startDns(t, ["127.0.0.1", "127.0.0.2"]);
+  const upstream = {
+    targets: [`http://app.example:${target.port}`],
+    resolve: { servers: [dns.address] },
+    health: { path: "/healthz", interval: "100ms", unhealthyAfter: 1, healthyAfter: 1 },
+    ejection: { failures: 1, duration: "100ms" },
+    retries: false,
+  };
+  const gateway = await startGateway(t, { routes: [{ upstream, session: "none" }] });
+  const seen = (event: EventName) => until(() => events(gateway, event).length > 0);
+  // Nobody listens at the second address.
+  await seen("upstream.ejected");
+  target.behaviour = (req, res) => (req.url === "/healthz" ? WELL : RESETTING)(req, res);
+  await until(async () => (await ask(gateway.url)) && events(gateway, "upstream.spared").length > 0);
+  const second = await TestTarget.start(t, { port: target.port, address: "127.0.0.2" });
+  await until(async () => (await ask(gateway.url)) && events(gateway, "upstream.ejected").some((line) => line.for_s));
+  target.behaviour = FAILING;
+  second.behaviour = FAILING;
+  await seen("upstream.panic");
+  target.behaviour = WELL;
+  await seen("upstream.panic-over");
+  dns.addresses = undefined;
+  await seen("upstream.resolve-failed");
+  return gateway.logs;
+}
+
 async function openWebSocket(t: Teardown): Promise<Line[]> {
   const app = await startWebSocketApp(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -299,6 +330,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       watches(t),
       reloads(t),
       openWebSocket(t),
+      troubledTargets(t),
       tooMany(t),
     ])
   ).flat();

@@ -26,11 +26,13 @@ const AS_SHOWN = SESSIONS.toLocaleString("en-US");
 const HOUR_MS = 3_600_000;
 const ABSOLUTE_TIMEOUT_MS = 12 * HOUR_MS;
 
+/** More than a request has: what is measured here is not the speed of the machine. */
+const PATIENT = "commandTimeout=5s&totalTimeout=10s";
+
 const makers: Record<string, (t: Teardown) => Promise<SessionStore>> = {
   memory: async () => new MemoryStore(),
   sqlite: async (t) => new SqliteStore(join(await temporaryFolder(t), "sessions.db")),
-  // With more patience than a request has: what is measured here is not the speed of the machine.
-  redis: async (t) => connect(t, `${(await startRedis(t)).url}?commandTimeout=5s&totalTimeout=10s`),
+  redis: async (t) => connect(t, `${(await startRedis(t)).url}?${PATIENT}`),
 };
 
 async function connect(t: Teardown, url: string): Promise<RedisStore> {
@@ -260,7 +262,7 @@ t.test("a target that is full refuses, and the migration stops with the reason a
   const redis = await startRedis(t);
   const client = new Redis(redis.url);
   t.teardown(() => client.disconnect());
-  const [from, to] = [new MemoryStore(), await connect(t, redis.url)];
+  const [from, to] = [new MemoryStore(), await connect(t, `${redis.url}?${PATIENT}`)];
   t.teardown(() => from.close());
   const sessions = await fill(from, 2000);
   await client.config("SET", "maxmemory", "1");

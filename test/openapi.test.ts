@@ -126,6 +126,7 @@ const CASES: Record<string, [query: string, status: number, body?: string][]> = 
   "GET /readyz": [["", 200]],
   "GET /openapi.json": [["", 200]],
   "GET /metrics": [["", 200]],
+  "GET /upstreams": [["", 200]],
   "GET /debug/exchanges": [
     ["", 200],
     ["?ring=errors&limit=3", 200],

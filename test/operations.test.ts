@@ -99,7 +99,8 @@ t.test("the check of the configuration and of the store finds nothing", async (t
   t.equal(status, 0, stdout);
   const store = await run(t, [...args, "--store"], production.environment("gw-1"));
   t.equal(store.status, 0, store.stdout + store.stderr);
-  t.notMatch(store.stdout, /^warning/m, store.stdout);
+  // A busy machine is slow, and is told so.
+  t.notMatch(store.stdout, /^warning: (?!slow)/m, store.stdout);
   for (const secret of Object.values(secrets)) t.notOk((stdout + store.stdout).includes(secret), "no secret is shown");
 });
 

@@ -52,7 +52,7 @@ t.test(
     const slow = ask(`${gateway.url}/slow`);
     await until(() => before.held.length === 1);
     const result = await gateway.gateway.reload(testConfig({ upstream: after.url }));
-    t.same(result, { applied: ["routes[0].upstream.targets"], needsRestart: [] });
+    t.same(result, { applied: ["routes[0].upstream.targets[0].url"], needsRestart: [] });
     t.equal((await ask(gateway.url)).status, 200);
     t.equal(after.received.length, 1);
     t.equal(await inUse(), "2");
@@ -244,7 +244,11 @@ t.test("a WebSocket stays if it would be opened again, and is told to go if not"
   const leaves = await Promise.all(["/gone", "/moved", "/closed", "/guarded", "/stays/but"].map(open));
   const changed = testConfig({
     routes: [
-      route("/stays", { websockets: { idleTimeout: "5m" } }),
+      // Other connections to the same place: this one is not among those that go.
+      route("/stays", {
+        upstream: { targets: [app.url], timeouts: { idle: "30s" } },
+        websockets: { idleTimeout: "5m" },
+      }),
       route("/stays/but", { session: "required" }),
       route("/moved", { upstream: other.url }),
       route("/closed", { websockets: false }),
@@ -257,6 +261,7 @@ t.test("a WebSocket stays if it would be opened again, and is told to go if not"
     const [code, reason] = await closed;
     t.same([code, String(reason)], [1001, "route changed"]);
   }
+  await until(async () => /^coatcheck_configs_in_use 1$/m.test(await gateway.metrics()));
   stays.client.send("still there?");
   t.equal(String((await once(stays.client, "message"))[0]), "still there?");
   await until(async () =>

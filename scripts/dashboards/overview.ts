@@ -251,18 +251,6 @@ const errors: Row = {
         },
       ],
     }),
-    series({
-      title: "Requests sent again",
-      about:
-        "Per minute. The upstream closed an idle connection while a request was on its way. A few are normal; many mean that its keep-alive timeout is shorter than ours (4 seconds), and that some requests become 502.",
-      unit: "short",
-      queries: [
-        {
-          expr: `60 * ${sumRate("coatcheck_upstream_retries_total", "", ["server_address", "server_port"])}`,
-          legend: "{{server_address}}:{{server_port}}",
-        },
-      ],
-    }),
   ],
 };
 
@@ -346,6 +334,114 @@ const webSockets: Row = {
   ],
 };
 
+const TARGET = "{{server_address}}:{{server_port}}";
+const BY_TARGET = ["server_address", "server_port"];
+const targets: Row = {
+  title: "Targets of applications",
+  panels: [
+    series({
+      title: "Targets out of service",
+      about:
+        "Addresses that get no requests, because they fail or their health checks do, as the worst instance sees it. One at a time, for minutes: a rollout.",
+      unit: "short",
+      alert: "CoatcheckTargetOut",
+      queries: [
+        {
+          expr: `max by (server_address, server_port) (${of("coatcheck_upstream_endpoints", 'state="out"')})`,
+          legend: TARGET,
+        },
+        { expr: `max by (http_route) (${of("coatcheck_upstream_panic")})`, legend: "panic {{http_route}}" },
+      ],
+    }),
+    series({
+      title: "Ejections and returns",
+      about:
+        "Per minute. A target that goes out and comes back again and again flaps; each time it is out for twice as long. `spared`: it was the last one in service.",
+      unit: "cpm",
+      queries: [
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_ejections_total", "", [...BY_TARGET, "reason"])}`,
+          legend: `out ${TARGET} {{reason}}`,
+        },
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_returns_total", "", [...BY_TARGET, "reason"])}`,
+          legend: `back ${TARGET} {{reason}}`,
+        },
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_ejections_spared_total", "", BY_TARGET)}`,
+          legend: `spared ${TARGET}`,
+        },
+      ],
+    }),
+    series({
+      title: "Requests sent again",
+      about:
+        "Per minute, by the target that failed. `idle-closed`: it closed an idle connection while a request was on its way; many mean that its keep-alive timeout is shorter than ours (4 seconds). The others went to another target. `refused`: the budget was used up.",
+      unit: "cpm",
+      queries: [
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_retries_total", "", [...BY_TARGET, "reason"])}`,
+          legend: `${TARGET} {{reason}}`,
+        },
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_retries_refused_total", "", BY_TARGET)}`,
+          legend: `refused ${TARGET}`,
+        },
+      ],
+    }),
+    series({
+      title: "Connections in use",
+      about: "Requests under way and WebSockets, by target. Uneven: one is slower than the others, or has more weight.",
+      unit: "short",
+      queries: [
+        {
+          expr: `sum by (server_address, server_port) (${of("coatcheck_upstream_connections_in_use")})`,
+          legend: TARGET,
+        },
+      ],
+    }),
+    series({
+      title: "Waiting for a connection",
+      about:
+        "Requests beyond `maxConnections`: how many wait, and how many a second got 503 because too many waited or one waited for too long.",
+      unit: "short",
+      alert: "CoatcheckUpstreamFull",
+      queries: [
+        {
+          expr: `sum by (http_route) (${of("coatcheck_upstream_queue_length")})`,
+          legend: "waiting {{http_route}}",
+        },
+        { expr: sumRate("coatcheck_upstream_queue_refused_total", "", ["reason"]), legend: "503 {{reason}}" },
+      ],
+    }),
+    series({
+      title: "Time in the queue",
+      about: "Of the requests that had to wait. It is in the duration of requests, and not in the overhead.",
+      unit: "s",
+      queries: [
+        { expr: quantile(0.5, "coatcheck_upstream_queue_wait_seconds"), legend: "p50" },
+        { expr: quantile(0.99, "coatcheck_upstream_queue_wait_seconds"), legend: "p99", exemplar: true },
+      ],
+    }),
+    series({
+      title: "Health checks and names",
+      about:
+        "Per minute: active checks that failed, by target; and names that gave other addresses than before, or none.",
+      unit: "cpm",
+      queries: [
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_health_checks_total", 'result="failed"', BY_TARGET)}`,
+          legend: `check ${TARGET}`,
+        },
+        {
+          expr: `60 * ${sumRate("coatcheck_upstream_resolutions_total", "", [...BY_TARGET, "result"])}`,
+          legend: `name ${TARGET} {{result}}`,
+        },
+      ],
+    }),
+  ],
+};
+
 const limits: Row = {
   title: "Slow and greedy clients",
   panels: [
@@ -393,5 +489,5 @@ export const overview: DashboardOptions = {
   uid: "coatcheck-overview",
   title: "Coatcheck / Overview",
   about: "Start here: requests, errors by cause, durations, and what of them is the gateway's.",
-  rows: [isItAllRight, routes, errors, time, limits, webSockets],
+  rows: [isItAllRight, routes, errors, targets, time, limits, webSockets],
 };

@@ -239,7 +239,7 @@ const whatRuns: Row = {
       unit: "short",
       queries: [
         { expr: `max by (instance) (${of("coatcheck_configs_in_use")})`, legend: "{{instance}}" },
-        { expr: `max by (instance) (${of("coatcheck_draining")}) > 0`, legend: "{{instance}} draining" },
+        { expr: `max by (instance) (${of("coatcheck_draining")})`, legend: "{{instance}} draining" },
       ],
     }),
     series({

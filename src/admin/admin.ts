@@ -14,6 +14,7 @@ import { ProxyError } from "../core/errors.ts";
 import type { Explainer } from "../core/explanation.ts";
 import type { ReloadOutcome } from "../core/reload.ts";
 import type { MaybePromise, StoreCheck } from "../core/store.ts";
+import type { UpstreamSummary } from "../core/upstream.ts";
 import type { Observer } from "../observe/observer.ts";
 import { Profiler } from "../observe/profiler.ts";
 import { dumpEndpoint, type TakenDump } from "./dump.ts";
@@ -39,6 +40,7 @@ import { probeEndpoints } from "./probes.ts";
 import { profileEndpoints } from "./profiles.ts";
 import { reloadEndpoint } from "./reload.ts";
 import { sessionEndpoints, storeCheckEndpoint } from "./sessions.ts";
+import { upstreamsEndpoint } from "./upstreams.ts";
 import { watchEndpoint } from "./watch.ts";
 import { webSocketsEndpoint } from "./websockets.ts";
 
@@ -52,6 +54,9 @@ export interface AdminOptions {
   readonly probeStore: () => Promise<StoreReport>;
   readonly sessions: SessionAdministration;
   readonly webSockets: (whose: { userId: string | undefined; handle: string | undefined }) => WebSocketList;
+  readonly upstreams: () => readonly UpstreamSummary[];
+  /** Whether readiness depends on an upstream that has no target in service. */
+  readonly isUpstreamOut: () => boolean;
   readonly takeDump: () => Promise<TakenDump>;
   /** Reads the configuration again. */
   readonly reload: () => Promise<ReloadOutcome>;
@@ -177,11 +182,11 @@ function isCrossSite({ origin, host, "sec-fetch-site": site }: IncomingHttpHeade
 }
 
 function adminEndpoints(options: AdminOptions): Endpoints {
-  const { token, observer, version, isDraining, checkStore, probeStore, sessions, webSockets, explainer, takeDump } =
-    options;
+  const { token, observer, version, isDraining, checkStore, probeStore, isUpstreamOut } = options;
+  const { sessions, webSockets, upstreams, explainer, takeDump } = options;
   const endpoints = new Map<string, Endpoint>();
   for (const [path, endpoint] of [
-    ...probeEndpoints({ version, observer, isDraining, checkStore, endpoints }),
+    ...probeEndpoints({ version, observer, isDraining, checkStore, isUpstreamOut, endpoints }),
     exchangesEndpoint(observer),
     watchEndpoint(observer.watches),
     observeEndpoint(observer.settings),
@@ -189,6 +194,7 @@ function adminEndpoints(options: AdminOptions): Endpoints {
     explainEndpoint(explainer),
     ...sessionEndpoints(sessions),
     webSocketsEndpoint(webSockets),
+    upstreamsEndpoint(upstreams),
     storeCheckEndpoint(probeStore),
     dumpEndpoint(takeDump),
     ...profileEndpoints({ profiler: new Profiler(), hasToken: token !== undefined }),

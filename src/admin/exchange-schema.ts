@@ -13,6 +13,7 @@ import {
 import { VERIFICATION_PROTOCOLS } from "../core/forward-auth.ts";
 import { LIMIT_REASONS } from "../core/limits.ts";
 import { STORE_FAILURES } from "../core/store.ts";
+import { CHOICES, QUEUE_REFUSALS, RETRY_REASONS } from "../core/upstream.ts";
 import { STEPS } from "../observe/steps.ts";
 
 /** What `GET /debug/exchanges` says of a request. Headers have names and no values. */
@@ -107,9 +108,26 @@ const RECORD = z.strictObject({
     .strictObject({
       address: z.string(),
       status: z.int().optional(),
-      retries: z
-        .int()
-        .describe("How often the request was sent again, because a connection from before was closed under it."),
+      peer: z.string().optional().describe("The address of it that was asked, where Coatcheck resolves the name."),
+      choice: z.enum(CHOICES).optional().describe("Why it was this target; absent: there is no other."),
+      waitedMs: z.number().describe("How long the request waited for a connection to become free, milliseconds."),
+      retries: z.int().describe("How often the request was sent again."),
+      retryRefused: z.boolean().describe("It could have been sent again, but for the budget of retries."),
+      attempts: z
+        .array(
+          z.strictObject({
+            address: z.string(),
+            peer: z.string().optional(),
+            choice: z.enum(CHOICES).optional(),
+            started: ms,
+            ended: ms,
+            status: z.int().optional(),
+            error: z.enum(ERROR_CODES).optional(),
+            retry: z.enum(RETRY_REASONS).describe("Why another one followed."),
+          }),
+        )
+        .optional()
+        .describe("Those before the last."),
       interimHeads: z.int().describe("Interim responses (103 and its like) that were passed on."),
       error: z
         .enum(ERROR_CODES)
@@ -117,6 +135,10 @@ const RECORD = z.strictObject({
         .describe("How it failed; absent when the gateway could not use a good answer."),
     })
     .optional(),
+  queueRefused: z
+    .enum(QUEUE_REFUSALS)
+    .optional()
+    .describe("No connection became free: too many requests waited already, or it waited for too long."),
   response: z.strictObject({
     status: z.int(),
     source: z.enum(["upstream", "proxy"]),
@@ -129,6 +151,7 @@ const RECORD = z.strictObject({
     resolveStarted: ms.optional(),
     resolved: ms.optional(),
     forwarded: ms.optional(),
+    attempt: ms.optional().describe("The last attempt upstream; `forwarded` is the first."),
     upstreamHead: ms.optional(),
     saved: ms.optional(),
     upstreamEnd: ms.optional(),

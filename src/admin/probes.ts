@@ -10,6 +10,7 @@ export interface ProbeOptions {
   readonly observer: Observer;
   readonly isDraining: () => boolean;
   readonly checkStore: () => MaybePromise<StoreCheck>;
+  readonly isUpstreamOut: () => boolean;
   /** All of them, for the index. */
   readonly endpoints: Endpoints;
 }
@@ -19,13 +20,14 @@ const INDEX = z.strictObject({ coatcheck: z.string(), endpoints: z.record(z.stri
 
 /** What load balancers, Prometheus and the curious ask: the index, the probes and the metrics. */
 export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: Endpoint][] {
-  const { version, observer, isDraining, checkStore, endpoints } = options;
+  const { version, observer, isDraining, checkStore, isUpstreamOut, endpoints } = options;
   const index = ({ wantsPage }: { readonly wantsPage: boolean }): Reply => {
     const abouts = Object.fromEntries([...endpoints].map(([path, { about }]) => [path, about]));
     return wantsPage ? renderIndexPage(version, endpoints) : json(200, { coatcheck: version, endpoints: abouts });
   };
   const readiness = async () => {
     if (isDraining()) return json(503, { status: "draining" });
+    if (isUpstreamOut()) return json(503, { status: "no target of an upstream is in service" });
     const store = await checkStore();
     return store.ok ? json(200, { status: "ok" }) : json(503, { status: "the session store does not answer" });
   };
@@ -49,7 +51,12 @@ export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: 
         ...get({
           about: "200 while requests are welcome: the store answers and nothing is being shut down; 503 otherwise",
           answer: STATUS,
-          statuses: { 503: { when: "the store does not answer, or the gateway is shutting down", answer: STATUS } },
+          statuses: {
+            503: {
+              when: "the store does not answer, the gateway is shutting down, or an upstream with health.readiness is out",
+              answer: STATUS,
+            },
+          },
           reply: readiness,
         }),
         open: true,

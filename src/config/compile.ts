@@ -5,17 +5,14 @@ import type { Route } from "../core/routes.ts";
 import type { Binding } from "../core/session.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
+import type { UpstreamSettings } from "../core/upstream.ts";
 import { compileLimits, compileRouteLimits, type LimitsConfig } from "./limits.ts";
 import { maskSettings } from "./mask.ts";
 import { identityHeaders } from "./presets.ts";
 import type { Settings } from "./schema.ts";
 
-/** One upstream; `index` of its route finds it. Times are milliseconds. */
-export interface UpstreamConfig {
-  readonly target: string;
-  readonly connectTimeoutMs: number;
-  readonly firstByteTimeoutMs: number;
-  readonly idleTimeoutMs: number;
+/** One upstream; `index` of its route finds it. */
+export interface UpstreamConfig extends UpstreamSettings {
   /** Paths of files, and a name. */
   readonly tls: UpstreamTlsConfig | undefined;
 }
@@ -162,20 +159,6 @@ export function compile(
   });
 }
 
-function compileUpstream({
-  targets,
-  timeouts,
-  tls,
-}: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
-  return {
-    target: new URL(targets[0] as string).origin,
-    connectTimeoutMs: ms(timeouts.connect),
-    firstByteTimeoutMs: ms(timeouts.firstByte),
-    idleTimeoutMs: ms(timeouts.idle),
-    tls: tls && { ca: tls.ca, cert: tls.cert, key: tls.key, serverName: tls.serverName },
-  };
-}
-
 function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["listen"]["tls"]>): ListenTlsConfig {
   const strictTransport = hsts && [
     `max-age=${Math.floor(ms(hsts.maxAge) / 1000)}`,
@@ -187,6 +170,50 @@ function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["
     redirectFrom: redirectFrom && { port: redirectFrom.port, httpsPort: redirectFrom.httpsPort },
     strictTransport: strictTransport?.join("; "),
   };
+}
+
+function compileUpstream(upstream: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
+  const { targets, balance, timeouts, maxConnections, queue, health, ejection, retries, resolve, tls } = upstream;
+  // One target that is not resolved: there is nothing to choose, to take out, or to try instead.
+  const isOne = targets.length === 1 && resolve === undefined;
+  return {
+    targets: targets.map(({ url, weight }) => ({ url: new URL(url).origin, weight })),
+    balance,
+    connectTimeoutMs: ms(timeouts.connect),
+    firstByteTimeoutMs: ms(timeouts.firstByte),
+    idleTimeoutMs: ms(timeouts.idle),
+    maxConnections,
+    queue: { size: queue.size, timeoutMs: ms(queue.timeout) },
+    health: health && {
+      path: health.path,
+      host: health.host,
+      intervalMs: ms(health.interval),
+      timeoutMs: ms(health.timeout),
+      healthyAfter: health.healthyAfter,
+      unhealthyAfter: health.unhealthyAfter,
+      status: statusRange(health.status),
+      readiness: health.readiness,
+    },
+    ejection:
+      isOne || ejection === false
+        ? undefined
+        : {
+            failures: ejection.failures,
+            serverErrors: ejection.serverErrors,
+            forMs: ms(ejection.duration),
+            atMostMs: ms(ejection.maxDuration),
+          },
+    slowStartMs: ms(upstream.slowStart),
+    retries: isOne || retries === false ? undefined : retries,
+    resolve: resolve && { intervalMs: ms(resolve.interval), servers: resolve.servers },
+    tls: tls && { ca: tls.ca, cert: tls.cert, key: tls.key, serverName: tls.serverName },
+  };
+}
+
+/** `200`, or `200-399`. */
+function statusRange(text: string): [lowest: number, highest: number] {
+  const [lowest, highest = lowest] = text.split("-").map(Number) as [number, number?];
+  return [lowest, highest];
 }
 
 function compileRoute(route: Settings["routes"][number], index: number, limits: Settings["limits"]): Route {

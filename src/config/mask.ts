@@ -29,6 +29,12 @@ const SHOWN: ReadonlySet<string> = new Set([
   "forwardAuth.path",
   "routes.*.match.host",
   "routes.*.match.path",
+  "routes.*.upstream.balance",
+  "routes.*.upstream.health.path",
+  "routes.*.upstream.health.host",
+  "routes.*.upstream.health.status",
+  "routes.*.upstream.retries.on.*",
+  "routes.*.upstream.resolve.servers.*",
   "routes.*.upstream.tls.ca",
   "routes.*.upstream.tls.cert",
   "routes.*.upstream.tls.key",
@@ -57,7 +63,7 @@ const URLS: ReadonlySet<string> = new Set([
   "store",
   "store.primary",
   "store.fallback",
-  "routes.*.upstream.targets.*",
+  "routes.*.upstream.targets.*.url",
   "routes.*.onMissing.redirect",
 ]);
 

@@ -29,12 +29,7 @@ export function formatPath(path: Path): string {
 }
 
 /** Keys of the configuration contract that this version does not have yet: not mistakes, but not obeyed either. */
-const PLANNED: ReadonlySet<string> = new Set([
-  "workers",
-  "listen.tls",
-  "routes[].upstream.balance",
-  "routes[].upstream.health",
-]);
+const PLANNED: ReadonlySet<string> = new Set(["workers"]);
 
 /** Lines for a schema error; an unknown key comes with the nearest known one. */
 export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {

@@ -1,3 +1,4 @@
+import { isIP } from "node:net";
 import { resolve } from "node:path";
 import { z } from "zod";
 import { isVerification } from "../core/forward-auth.ts";
@@ -17,6 +18,7 @@ import { isRedisUrl, parseRedisUrl } from "../core/redis-url.ts";
 import { BINDINGS } from "../core/session.ts";
 import { MODULE_URL, PLAINTEXT, STORE_SCHEMES } from "../core/store.ts";
 import { parseDuration, parseSize } from "../core/units.ts";
+import { BALANCES } from "../core/upstream.ts";
 import { duration, hostname, isCidr, MIN_SECRET_LENGTH, maskUrl, quoted, secret, size, url, whole } from "./fields.ts";
 import { limits, routeLimits } from "./limits.ts";
 import { conflictOf, identityHeaders, PRESETS } from "./presets.ts";
@@ -341,12 +343,153 @@ const upstreamTls = z
   .optional()
   .describe("How a target with `https://` is spoken to. Its certificate is always verified.");
 
+const health = z
+  .strictObject({
+    path: z
+      .string()
+      .regex(/^\/[\x21-\x7e]*$/, { error: 'must begin with "/", and hold printable ASCII only' })
+      .describe("What is asked for, with `GET`."),
+    host: z
+      .string()
+      .regex(/^[A-Za-z0-9.:[\]_-]+$/, { error: "must be a host, with or without a port" })
+      .optional()
+      .describe("The `Host` that is sent; absent: that of the target."),
+    interval: duration({ min: "100ms", max: "1h" })
+      .default("5s")
+      .describe("From one check to the next, give or take a fifth."),
+    timeout: duration({ min: "10ms", max: "1m" })
+      .default("2s")
+      .describe("For the connection and the head of the answer."),
+    healthyAfter: whole(1, 100).default(2).describe("Good answers in a row that bring a target back."),
+    unhealthyAfter: whole(1, 100)
+      .default(3)
+      .describe("Failures in a row that take it out. The very first check counts alone."),
+    status: z
+      .preprocess(
+        (value) => (typeof value === "number" ? String(value) : value),
+        z.string().regex(/^[1-5]\d\d(-[1-5]\d\d)?$/, { error: 'must be a status or a range such as "200-399"' }),
+      )
+      .default("200-399")
+      .describe("What a good answer has: a status, or a range such as `200-299`."),
+    readiness: z
+      .boolean()
+      .default(false)
+      .describe(
+        "Whether `/readyz` is 503 while no target is in service. Then no gateway is ready when the application is down.",
+      ),
+  })
+  .optional()
+  .describe("Active checks of each target; absent: none. [docs/upstreams.md](upstreams.md)");
+
+const ejection = z
+  .union(
+    [
+      z.literal(false),
+      z.strictObject({
+        failures: whole(0, 1000)
+          .default(5)
+          .describe(
+            "Requests in a row without an answer (refused, cut, too slow) that take a target out; 0: they do not count.",
+          ),
+        serverErrors: whole(0, 1000)
+          .default(0)
+          .describe("Answers in a row with a status from 500 on that take it out; 0: they do not count."),
+        duration: duration({ min: "100ms", max: "1h" })
+          .default("10s")
+          .describe("For how long the first time; twice as long each time after that."),
+        maxDuration: duration({ min: "100ms", max: "24h" }).default("5m").describe("For how long at most."),
+      }),
+    ],
+    { error: "must be false or { failures: 5, serverErrors: 0, duration: 10s, maxDuration: 5m }" },
+  )
+  .prefault({})
+  .describe(
+    "When a target of several is given a rest because of what becomes of requests; `false`: never. The last one in service never is.",
+  );
+
+const retries = z
+  .union(
+    [
+      z.literal(false),
+      z.strictObject({
+        attempts: whole(1, 10)
+          .default(1)
+          .describe("How often a request may be sent again, each time to another target."),
+        on: z
+          .array(z.union([z.enum(["connect", "closed", "timeout"]), z.literal([502, 503, 504])]))
+          .default(["connect", "closed"])
+          .describe(
+            "`connect`: no connection could be made, so that nothing was sent; any request. The others for `GET`, `HEAD` and `OPTIONS` without content: `closed`: the connection ended before an answer began. `timeout`: no answer within `timeouts.firstByte`. `502`, `503`, `504`: what the target answered.",
+          ),
+        budget: z
+          .number()
+          .min(0)
+          .max(1)
+          .default(0.2)
+          .describe("The share of the requests of the last ten seconds that may be sent again, 0 to 1."),
+        minPerSecond: whole(0, 10_000).default(10).describe("What may be sent again whatever the share comes to."),
+      }),
+    ],
+    { error: "must be false or { attempts: 1, on: [connect, closed], budget: 0.2, minPerSecond: 10 }" },
+  )
+  .prefault({})
+  .describe("Which requests that fail are sent to another target; `false`: none.");
+
+const resolveNames = z
+  .strictObject({
+    interval: duration({ min: "1s", max: "1h" })
+      .default("10s")
+      .describe("How often names are looked up. A DNS server is asked sooner where its answer is valid for less."),
+    servers: z
+      .array(
+        z.string().refine(isDnsServer, { error: 'must be an address, with or without a port, such as "10.0.0.2:53"' }),
+      )
+      .default([])
+      .describe("DNS servers to ask; none: the operating system, `/etc/hosts` included."),
+  })
+  .optional()
+  .describe(
+    "Looks the names of targets up again and again, and takes each address as a target; absent: each new connection asks the operating system.",
+  );
+
 const upstreamSettings = z
   .strictObject({
     targets: z
-      .array(upstreamUrl)
-      .length(1, { error: "exactly one target is supported in this version" })
-      .describe("Where requests go: scheme, host and port."),
+      .array(
+        z.preprocess(
+          (value) => (typeof value === "string" ? { url: value } : value),
+          z.strictObject({
+            url: upstreamUrl.describe("Scheme, host and port."),
+            weight: whole(1, 1000).default(1).describe("Its share, compared with the others."),
+          }),
+        ),
+      )
+      .min(1, { error: "at least one target is needed" })
+      .max(256)
+      .describe("Where requests go: a URL, or `{ url: URL, weight: 1 }`."),
+    balance: z
+      .enum(BALANCES)
+      .default("round-robin")
+      .describe(
+        "Which of several targets gets a request: in turns (`round-robin`), the one with the least to do (`least-requests`), or always the same for a session (`session-hash`; without a session as `least-requests`).",
+      ),
+    health,
+    ejection,
+    slowStart: duration({ min: "0s", max: "1h" })
+      .default("30s")
+      .describe("How long a target that comes back takes to get its whole share again; `0s`: at once."),
+    retries,
+    maxConnections: whole(1, 65_535)
+      .default(1024)
+      .describe("Requests and WebSockets that a target, or each address of it, has at a time."),
+    queue: z
+      .strictObject({
+        size: whole(0, 65_535).default(1024).describe("How many requests wait for a connection; one more gets 503."),
+        timeout: duration({ min: "10ms", max: "5m" }).default("10s").describe("How long; then it gets 503."),
+      })
+      .prefault({})
+      .describe("What becomes of requests beyond `maxConnections`."),
+    resolve: resolveNames,
     timeouts: z
       .strictObject({
         connect: duration({ min: "10ms", max: "5m" }).default("5s").describe("To establish a connection."),
@@ -360,10 +503,29 @@ const upstreamSettings = z
       .prefault({}),
     tls: upstreamTls,
   })
-  .refine(({ targets, tls }) => tls === undefined || !targets.some((target) => target.startsWith("http:")), {
-    path: ["tls"],
-    error: "has no meaning for a target with http://",
+  .superRefine(({ targets, tls, balance, resolve }, context) => {
+    const problem = (path: (string | number)[], message: string) => context.addIssue({ code: "custom", path, message });
+    if (tls !== undefined && targets.some(({ url }) => url.startsWith("http:")))
+      problem(["tls"], "has no meaning for a target with http://");
+    const seen = new Map<string, number>();
+    targets.forEach(({ url }, index) => {
+      if (!URL.canParse(url)) return;
+      const { host } = new URL(url);
+      const before = seen.get(host);
+      if (before !== undefined)
+        problem(["targets", index], `is the same as targets[${before}]; give it a weight instead`);
+      seen.set(host, index);
+    });
+    if (balance !== "round-robin" && targets.length === 1 && resolve === undefined)
+      problem(["balance"], "has a meaning only with several targets, or with resolve");
   });
+
+/** `10.0.0.2`, `10.0.0.2:53` or `[fd00::2]:53`. */
+function isDnsServer(text: string): boolean {
+  const [, bracketed, plain, port] = /^(?:\[([^\]]+)\]|([^\]]+?))(?::(\d{1,5}))?$/.exec(text) ?? [];
+  const address = bracketed ?? plain ?? "";
+  return isIP(text) !== 0 || (isIP(address) !== 0 && (port === undefined || Number(port) <= 65_535));
+}
 
 const upstream = z.preprocess(
   (value) => (typeof value === "string" ? { targets: [value] } : Array.isArray(value) ? { targets: value } : value),
@@ -409,7 +571,7 @@ const route = z
     upstream: upstream
       .optional()
       .describe(
-        "A URL, or `{ targets: [URL], timeouts: {…}, tls: {…} }`. With `forwardAuth` it may be absent: then the route is there for other proxies to ask about, and forwards nothing.",
+        "A URL, a list of them, or `{ targets: […], balance: …, … }`; [docs/upstreams.md](upstreams.md). With `forwardAuth` it may be absent: then the route is there for other proxies to ask about, and forwards nothing.",
       ),
     session: z
       .enum(["required", "optional", "none"])

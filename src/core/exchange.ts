@@ -8,6 +8,7 @@ import type { Encryption } from "./peer.ts";
 import type { Route } from "./routes.ts";
 import type { Handle } from "./session.ts";
 import type { StoreCommand } from "./store.ts";
+import type { Choice, QueueRefusal, RetryReason, UpstreamAttempt } from "./upstream.ts";
 
 /** How the cookie looked before any store was asked. */
 export const COOKIE_VERDICTS = ["absent", "valid", "bad-shape", "bad-signature"] as const;
@@ -177,8 +178,20 @@ export class Exchange {
   upstream: string | undefined = undefined;
   upstreamScheme: "http" | "https" = "http";
   upstreamStatus: number | undefined = undefined;
-  /** How often it was sent again, because a connection from before was closed under it. */
+  /** The address of it, where Coatcheck resolves the name. */
+  upstreamPeer: string | undefined = undefined;
+  /** Why it was that one; absent: there is no other. */
+  upstreamChoice: Choice | undefined = undefined;
+  /** How often it was sent again. */
   upstreamRetries = 0;
+  /** Those before the last. */
+  upstreamAttempts: UpstreamAttempt[] | undefined = undefined;
+  /** It could have been sent again, but for the budget. */
+  retryRefused = false;
+  /** How long it waited for a connection to become free. */
+  upstreamWaitMs = 0;
+  /** Why it did not get one. */
+  queueRefused: QueueRefusal | undefined = undefined;
   /** Interim responses of the upstream (103 and its like) that were passed on. */
   interimHeads = 0;
   status = 0;
@@ -205,6 +218,7 @@ export class Exchange {
   #resolveStartedMs = Number.NaN;
   #resolvedMs = Number.NaN;
   #forwardedMs = Number.NaN;
+  #attemptMs = Number.NaN;
   #upstreamHeadMs = Number.NaN;
   #upstreamEndMs = Number.NaN;
   #savedMs = Number.NaN;
@@ -248,6 +262,15 @@ export class Exchange {
 
   set forwardedMs(ms: number) {
     this.#forwardedMs = ms;
+  }
+
+  /** When the last attempt began; `forwardedMs` is the first. */
+  get attemptMs(): number | undefined {
+    return reached(this.#attemptMs);
+  }
+
+  set attemptMs(ms: number) {
+    this.#attemptMs = ms;
   }
 
   get upstreamHeadMs(): number | undefined {
@@ -336,7 +359,13 @@ export class Exchange {
     this.upstream = other.upstream;
     this.upstreamScheme = other.upstreamScheme;
     this.upstreamStatus = other.upstreamStatus;
+    this.upstreamPeer = other.upstreamPeer;
+    this.upstreamChoice = other.upstreamChoice;
     this.upstreamRetries = other.upstreamRetries;
+    this.upstreamAttempts = other.upstreamAttempts;
+    this.retryRefused = other.retryRefused;
+    this.upstreamWaitMs = other.upstreamWaitMs;
+    this.queueRefused = other.queueRefused;
     this.interimHeads = other.interimHeads;
     this.status = other.status;
     this.source = other.source;
@@ -348,6 +377,7 @@ export class Exchange {
     this.#resolveStartedMs = other.#resolveStartedMs;
     this.#resolvedMs = other.#resolvedMs;
     this.#forwardedMs = other.#forwardedMs;
+    this.#attemptMs = other.#attemptMs;
     this.#upstreamHeadMs = other.#upstreamHeadMs;
     this.#upstreamEndMs = other.#upstreamEndMs;
     this.#savedMs = other.#savedMs;
@@ -408,6 +438,23 @@ export class Exchange {
   get upstreamError(): ErrorCode | undefined {
     const { error } = this;
     return error !== undefined && OWN_FAILURES.has(error) ? undefined : error;
+  }
+
+  /** The attempt has failed, and another one follows. */
+  keepAttempt(retry: RetryReason, status: number | undefined, error: ErrorCode | undefined, spanId: string): void {
+    this.upstreamRetries++;
+    this.upstreamAttempts ??= [];
+    this.upstreamAttempts.push({
+      upstream: this.upstream ?? "",
+      peer: this.upstreamPeer,
+      choice: this.upstreamChoice,
+      startedMs: this.attemptMs ?? 0,
+      endedMs: this.elapsedMs(),
+      status,
+      error,
+      retry,
+      spanId,
+    });
   }
 
   /** @param names of attributes that were dropped. */

@@ -400,7 +400,8 @@ class Replay {
       removed.map(({ name, why }) => `${name}: ${why}`),
     );
     this.#tellIdentity(fields, resolution);
-    this.#tell("upstream", upstream.address, true);
+    const { address, why } = upstream.preview(resolution.key);
+    this.#tell("upstream", why === "only" ? address : `${address}: ${why}`, true);
     const user = resolution.session?.user ?? null;
     const handle = user === null ? null : (exchange.handle ?? null);
     const advice =
@@ -410,10 +411,10 @@ class Replay {
     const whom = user === null ? `without a user: ${reasonOf(verdict)}` : `as user ${user.id}, session ${handle}`;
     return {
       steps: this.#steps,
-      conclusion: `The request would be forwarded to ${upstream.address} ${whom}.`,
+      conclusion: `The request would be forwarded to ${address} ${whom}.`,
       ...(advice !== undefined && { advice }),
       wouldForward: {
-        upstream: upstream.address,
+        upstream: address,
         user: user?.id ?? null,
         handle,
         injected: exchange.identified,

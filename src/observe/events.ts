@@ -225,6 +225,70 @@ export const EVENTS = {
     advice:
       "`not-allowed` and `keys-dropped`: add to `write` what the application should be able to write, or find out why it tries. `malformed`: correct the application. `conflict`: two requests of a visitor change the same attribute at once.",
   },
+  "upstream.ejected": {
+    levels: ["warn"],
+    about: "A target, or one address of it, gets no requests for a while.",
+    fields: {
+      upstream: "`host:port` of the target.",
+      "peer?": "`address:port`, where Coatcheck resolves the name.",
+      reason:
+        "`failures` (requests in a row got no answer), `server-errors` (they got a status from 500 on), `health-check`.",
+      failure: "What was wrong the last time: a word of RFC 9209, or a status.",
+      "for_s?": "For how long, seconds; absent: until health checks succeed.",
+      in_service: "How many are left.",
+    },
+    advice: "Look at that target. Again and again: it flaps, and each time it is out for longer.",
+  },
+  "upstream.returned": {
+    levels: ["info"],
+    about: "It gets requests again, a tenth of its share at first (`slowStart`).",
+    fields: {
+      upstream: "`host:port` of the target.",
+      "peer?": "`address:port`, where Coatcheck resolves the name.",
+      reason: "`time`: the ejection is over, and the next failure begins another. `health-check`: it answers.",
+    },
+    advice: "Nothing.",
+  },
+  "upstream.spared": {
+    levels: ["error"],
+    about:
+      "A target fails as one does that is taken out, and stays because it is the last one in service. Once until it answers.",
+    fields: {
+      upstream: "`host:port` of the target.",
+      "peer?": "`address:port`, where Coatcheck resolves the name.",
+      reason: "As in `upstream.ejected`.",
+    },
+    advice: "All targets are in trouble at once: look at what they share.",
+  },
+  "upstream.panic": {
+    levels: ["error"],
+    about: "No target of an upstream is in service, so that all of them get requests as if they were.",
+    fields: { [A.route]: "The first route that has the upstream.", upstreams: "`host:port` of its targets." },
+    advice: "Visitors get errors: the application is down. They do not: the health check is wrong.",
+  },
+  "upstream.panic-over": {
+    levels: ["info"],
+    about: "A target is in service again, and gets all requests.",
+    fields: { [A.route]: "The first route that has the upstream.", upstreams: "`host:port` of its targets." },
+    advice: "Nothing.",
+  },
+  "upstream.resolved": {
+    levels: ["info"],
+    about: "The name of a target has other addresses than before (`resolve`); also once at the start.",
+    fields: {
+      upstream: "`host:port` of the target.",
+      addresses: "All that it has now, `address:port`.",
+      added: "Those that are new.",
+      removed: "Those that are gone; they end what they have begun.",
+    },
+    advice: "Nothing, if you know who did it.",
+  },
+  "upstream.resolve-failed": {
+    levels: ["warn"],
+    about: "The name of a target cannot be resolved; the addresses that were known go on. Once until it can.",
+    fields: { upstream: "`host:port` of the target.", failure: "What the resolver said: `ENOTFOUND`, `ETIMEOUT`." },
+    advice: "Ask the same name with `dig` or `getent hosts` where Coatcheck runs.",
+  },
   "store.down": {
     levels: ["error"],
     about: "The session store does not answer. Requests that need a session get 503, and nobody is logged out.",

@@ -10,6 +10,14 @@ import {
   type LimiterAnswer,
 } from "../core/limits.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
+import {
+  type EjectionReason,
+  QUEUE_REFUSALS,
+  RETRY_REASONS,
+  type ReturnReason,
+  type UpstreamAttempt,
+  type UpstreamFigures,
+} from "../core/upstream.ts";
 import { WEBSOCKET_CLOSE_REASONS, type WebSocketCloseReason } from "../core/websocket.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
@@ -38,9 +46,17 @@ export class Metrics {
   readonly #logouts = this.#counter("coatcheck_session_logouts_total");
   readonly #verifications = this.#counter("coatcheck_cookie_verifications_total");
   readonly #storeSessions = this.#gauge("coatcheck_session_store_sessions");
-  readonly #upstreamUp = this.#gauge("coatcheck_upstream_up");
   readonly #upstreamRetries = this.#counter("coatcheck_upstream_retries_total");
   readonly #upstreams = new Map<string, boolean>();
+  readonly #ejections = this.#counter("coatcheck_upstream_ejections_total");
+  readonly #returns = this.#counter("coatcheck_upstream_returns_total");
+  readonly #spared = this.#counter("coatcheck_upstream_ejections_spared_total");
+  readonly #healthChecks = this.#counter("coatcheck_upstream_health_checks_total");
+  readonly #nameResolutions = this.#counter("coatcheck_upstream_resolutions_total");
+  readonly #retriesRefused = this.#counter("coatcheck_upstream_retries_refused_total");
+  readonly #queueWait = this.#histogram("coatcheck_upstream_queue_wait_seconds").add("", {});
+  readonly #queueRefused = this.#counter("coatcheck_upstream_queue_refused_total");
+  #upstreamFigures: () => readonly UpstreamFigures[] = () => [];
   readonly #operations = this.#counter("coatcheck_session_operations_total");
   readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
   readonly #commandDuration = this.#histogram("db_client_operation_duration_seconds");
@@ -111,6 +127,8 @@ export class Metrics {
     this.#gauge("coatcheck_session_cache_bytes", function collect(this: Gauge) {
       this.set(cache().bytes);
     });
+    for (const reason of QUEUE_REFUSALS) this.#queueRefused.inc({ reason }, 0);
+    this.#showUpstreams();
     const configsInUse = () => this.#configsInUse();
     this.#gauge("coatcheck_configs_in_use", function collect(this: Gauge) {
       this.set(configsInUse());
@@ -143,14 +161,24 @@ export class Metrics {
     const traceId = exchange.sampled ? exchange.traceId : undefined;
     const durationMs = exchange.endedMs ?? 0;
     this.#serverSeries(exchange).observe(durationMs / 1000, traceId);
-    let upstreamMs = 0;
+    let upstreamMs = exchange.upstreamWaitMs;
     if (exchange.forwardedMs !== undefined) {
-      upstreamMs = (exchange.upstreamEndMs ?? durationMs) - exchange.forwardedMs;
-      this.#clientSeries(exchange).observe(upstreamMs / 1000, traceId);
-      this.#noteUpstream(exchange);
-      if (exchange.upstreamRetries > 0)
-        this.#upstreamRetries.inc(serverLabels(exchange.upstream ?? ""), exchange.upstreamRetries);
+      if (exchange.upstreamAttempts !== undefined)
+        upstreamMs += this.#earlierAttempts(exchange.upstreamAttempts, exchange);
+      const attemptMs = (exchange.upstreamEndMs ?? durationMs) - (exchange.attemptMs ?? exchange.forwardedMs);
+      upstreamMs += attemptMs;
+      const { upstream = "", upstreamStatus, upstreamError } = exchange;
+      this.#clientSeries(exchange.methodLabel, upstream, upstreamStatus, upstreamError).observe(
+        attemptMs / 1000,
+        traceId,
+      );
+      // A client that went away says nothing of the upstream.
+      if (upstreamStatus !== undefined || exchange.error !== undefined)
+        this.#upstreamAnswered(upstream, upstreamStatus !== undefined);
+      if (exchange.retryRefused) this.#retriesRefused.inc(serverLabels(upstream));
     }
+    if (exchange.upstreamWaitMs > 0) this.#queueWait.observe(exchange.upstreamWaitMs / 1000, traceId);
+    if (exchange.queueRefused !== undefined) this.#queueRefused.inc({ reason: exchange.queueRefused });
     this.#overheadSeries.observe(Math.max(0, durationMs - upstreamMs) / 1000, traceId);
     if (exchange.session !== "not-asked") {
       this.#resolutions.inc({ outcome: exchange.session, source: exchange.sessionSource ?? "none" });
@@ -170,13 +198,88 @@ export class Metrics {
     }
   }
 
-  /** A client that went away says nothing of the upstream. */
-  #noteUpstream({ upstream = "", upstreamStatus, error }: Exchange): void {
-    const up = upstreamStatus !== undefined;
-    if (this.#upstreams.get(upstream) === up || (!up && error === undefined)) return;
-    if (!this.#upstreams.has(upstream)) this.#upstreamRetries.inc(serverLabels(upstream), 0);
+  /** @returns how long they took together, milliseconds. */
+  #earlierAttempts(attempts: readonly UpstreamAttempt[], { methodLabel, sampled, traceId }: Exchange): number {
+    let totalMs = 0;
+    for (const { upstream, startedMs, endedMs, status, error, retry } of attempts) {
+      totalMs += endedMs - startedMs;
+      const series = this.#clientSeries(methodLabel, upstream, status, error);
+      series.observe((endedMs - startedMs) / 1000, sampled ? traceId : undefined);
+      this.#upstreamRetries.inc({ ...serverLabels(upstream), reason: retry });
+      if (retry !== "idle-closed") this.#upstreamAnswered(upstream, status !== undefined);
+    }
+    return totalMs;
+  }
+
+  #upstreamAnswered(upstream: string, up: boolean): void {
+    // A rise from nothing to one is no rise for Prometheus.
+    if (!this.#upstreams.has(upstream))
+      for (const reason of RETRY_REASONS) this.#upstreamRetries.inc({ ...serverLabels(upstream), reason }, 0);
     this.#upstreams.set(upstream, up);
-    this.#upstreamUp.set(serverLabels(upstream), up ? 1 : 0);
+  }
+
+  /** @param figures asked at each scrape. */
+  watchUpstreams(figures: () => readonly UpstreamFigures[]): void {
+    this.#upstreamFigures = figures;
+  }
+
+  #showUpstreams(): void {
+    const figures = () => this.#upstreamFigures();
+    const isUp = this.#upstreams;
+    this.#gauge("coatcheck_upstream_up", function collect(this: Gauge) {
+      this.reset();
+      // One that a reload has taken away is not down.
+      const addresses = new Set(figures().flatMap(({ targets }) => targets.map(({ address }) => address)));
+      for (const [upstream, up] of isUp) {
+        if (addresses.has(upstream)) this.set(serverLabels(upstream), up ? 1 : 0);
+        else isUp.delete(upstream);
+      }
+    });
+    this.#gauge("coatcheck_upstream_panic", function collect(this: Gauge) {
+      this.reset();
+      for (const { route, panic } of figures()) this.set({ http_route: route }, panic ? 1 : 0);
+    });
+    this.#gauge("coatcheck_upstream_endpoints", function collect(this: Gauge) {
+      this.reset();
+      for (const { targets } of figures())
+        for (const { address, endpoints, inService } of targets) {
+          this.set({ ...serverLabels(address), state: "in-service" }, inService);
+          this.set({ ...serverLabels(address), state: "out" }, endpoints - inService);
+        }
+    });
+    this.#gauge("coatcheck_upstream_connections_in_use", function collect(this: Gauge) {
+      this.reset();
+      // Two upstreams may have a target in common.
+      for (const { targets } of figures())
+        for (const { address, active } of targets) this.inc(serverLabels(address), active);
+    });
+    this.#gauge("coatcheck_upstream_queue_length", function collect(this: Gauge) {
+      this.reset();
+      for (const { route, queued } of figures()) this.set({ http_route: route }, queued);
+    });
+  }
+
+  /** @param upstream `host:port`. @param isWhole whether that is all there is of it, and not one address of several. */
+  upstreamEjected(upstream: string, reason: EjectionReason, isWhole: boolean): void {
+    this.#ejections.inc({ ...serverLabels(upstream), reason });
+    if (isWhole) this.#upstreamAnswered(upstream, false);
+  }
+
+  upstreamReturned(upstream: string, reason: ReturnReason, isWhole: boolean): void {
+    this.#returns.inc({ ...serverLabels(upstream), reason });
+    if (isWhole) this.#upstreamAnswered(upstream, true);
+  }
+
+  upstreamSpared(upstream: string): void {
+    this.#spared.inc(serverLabels(upstream));
+  }
+
+  upstreamChecked(upstream: string, ok: boolean): void {
+    this.#healthChecks.inc({ ...serverLabels(upstream), result: ok ? "ok" : "failed" });
+  }
+
+  upstreamResolved(upstream: string, result: "changed" | "failed"): void {
+    this.#nameResolutions.inc({ ...serverLabels(upstream), result });
   }
 
   #serverSeries({ scheme, methodLabel, status, route, error }: Exchange): Series {
@@ -193,14 +296,19 @@ export class Metrics {
     });
   }
 
-  #clientSeries({ methodLabel, upstream = "", upstreamStatus, upstreamError: error }: Exchange): Series {
-    const key = `${upstream} ${methodLabel} ${upstreamStatus} ${error}`;
+  #clientSeries(
+    methodLabel: MethodLabel,
+    upstream: string,
+    status: number | undefined,
+    error: string | undefined,
+  ): Series {
+    const key = `${upstream} ${methodLabel} ${status} ${error}`;
     const known = this.#clientDuration.find(key);
     if (known !== undefined) return known;
     return this.#clientDuration.add(key, {
       http_request_method: methodLabel,
       ...serverLabels(upstream),
-      ...(upstreamStatus !== undefined && { http_response_status_code: upstreamStatus }),
+      ...(status !== undefined && { http_response_status_code: status }),
       ...errorType(error),
     });
   }

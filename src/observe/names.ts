@@ -186,17 +186,95 @@ export const METRICS = {
   },
   coatcheck_upstream_up: {
     type: "gauge",
-    help: "Whether the last request to the upstream was answered (1) or not (0): refused, cut, or too slow.",
+    help: "Whether the target is in service and its last request was answered (1) or not (0): refused, cut, or too slow.",
     labels: ["server_address", "server_port"],
     advice:
       "0: visitors get 502 or 504. `error_type` of `http_client_request_duration_seconds` says how it fails. Absent until the first request.",
   },
-  coatcheck_upstream_retries_total: {
+  coatcheck_upstream_ejections_total: {
     type: "counter",
-    help: "Requests that were sent again, because the upstream closed an idle connection at that very moment.",
+    help: "Targets that were taken out of service, by reason.",
+    labels: ["server_address", "server_port", "reason"],
+    advice:
+      "`failures`: requests in a row got no answer; `server-errors`: a status from 500 on (`ejection`). `health-check`: the checks fail. The same target again and again: it flaps; the line `upstream.ejected` says what was wrong the last time.",
+  },
+  coatcheck_upstream_returns_total: {
+    type: "counter",
+    help: "Targets that are in service again: after the time that an ejection takes, or because checks succeed.",
+    labels: ["server_address", "server_port", "reason"],
+    advice: "Fewer than ejections: something is still out; `GET /upstreams` says which. As many, and many: it flaps.",
+  },
+  coatcheck_upstream_ejections_spared_total: {
+    type: "counter",
+    help: "Targets that should have been taken out, and were the last in service.",
+    labels: ["server_address", "server_port"],
+    advice: "All targets are in trouble: look at what they share, such as their database.",
+  },
+  coatcheck_upstream_panic: {
+    type: "gauge",
+    help: "Whether no target of an upstream is in service, so that all of them get requests (1), or not (0); by the first route that has it.",
+    labels: ["http_route"],
+    advice: "1: every health check fails. If visitors are served all the same, it is the check that is wrong.",
+  },
+  coatcheck_upstream_endpoints: {
+    type: "gauge",
+    help: "Addresses of a target by whether they are in service; one, unless Coatcheck resolves its name.",
+    labels: ["server_address", "server_port", "state"],
+    advice:
+      "`out` above 0: see `coatcheck_upstream_ejections_total`. Both 0: the name has no address; see `upstream.resolve-failed`.",
+  },
+  coatcheck_upstream_connections_in_use: {
+    type: "gauge",
+    help: "Requests under way and WebSockets, by target.",
     labels: ["server_address", "server_port"],
     advice:
-      "A few are normal. Many: the upstream closes idle connections sooner than 4 seconds, or falls over; requests that may not be sent again become 502 (`connection_terminated`). Make its keep-alive timeout longer.",
+      "Near `maxConnections`: requests are about to wait. Uneven: one target is slower than the others, or has more weight.",
+  },
+  coatcheck_upstream_health_checks_total: {
+    type: "counter",
+    help: "Active health checks by result.",
+    labels: ["server_address", "server_port", "result"],
+    advice: "`failed`: `GET /upstreams` has the last answer of each target.",
+  },
+  coatcheck_upstream_resolutions_total: {
+    type: "counter",
+    help: "Look-ups of names that gave other addresses than before, or none.",
+    labels: ["server_address", "server_port", "result"],
+    advice:
+      "`failed`: what was known before goes on. `changed` all the time: the name has more addresses than one answer tells.",
+  },
+  coatcheck_upstream_retries_total: {
+    type: "counter",
+    help: "Requests that were sent again, by the target that failed and why.",
+    labels: ["server_address", "server_port", "reason"],
+    advice:
+      "`idle-closed`: the target closed an idle connection at that very moment; a few are normal, many mean that its keep-alive timeout is shorter than ours (4 seconds). `connect`, `closed`, `timeout`, `status`: visitors were spared a failure; see `coatcheck_upstream_ejections_total`.",
+  },
+  coatcheck_upstream_retries_refused_total: {
+    type: "counter",
+    help: "Requests that were not sent again, because the budget of retries was used up.",
+    labels: ["server_address", "server_port"],
+    advice:
+      "So much fails that sending it again would make it worse. Look at the targets; raise `retries.budget` only if they can bear it.",
+  },
+  coatcheck_upstream_queue_length: {
+    type: "gauge",
+    help: "Requests that wait for a connection, by the first route that has the upstream.",
+    labels: ["http_route"],
+    advice: "Above 0: `maxConnections` is reached. The application is slow, or may have more at a time.",
+  },
+  coatcheck_upstream_queue_wait_seconds: {
+    type: "histogram",
+    help: "How long requests waited for a connection, of those that had to.",
+    labels: [],
+    buckets: HTTP_BUCKETS,
+    advice: "It is part of the duration of requests, and of nothing else. See `coatcheck_upstream_queue_length`.",
+  },
+  coatcheck_upstream_queue_refused_total: {
+    type: "counter",
+    help: "Requests that got 503 because no connection became free: too many waited, or one for too long.",
+    labels: ["reason"],
+    advice: "`full`: more than `queue.size`. `timeout`: longer than `queue.timeout`. The application does not keep up.",
   },
   coatcheck_requests_limited_total: {
     type: "counter",
@@ -385,6 +463,7 @@ export const ATTRIBUTES = {
   limited: "coatcheck.limited",
   serverAddress: "server.address",
   serverPort: "server.port",
+  peer: "network.peer.address",
   url: "url.full",
   dbSystem: "db.system.name",
   dbOperation: "db.operation.name",

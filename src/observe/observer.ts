@@ -7,10 +7,12 @@ import type { ReloadCause, ReloadResult } from "../core/reload.ts";
 import type { SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
+import type { EndpointName, UpstreamObserver } from "../core/upstream.ts";
 import type { WebSocketCloseReason } from "../core/websocket.ts";
 import { InstrumentedStore } from "./instrumented-store.ts";
 import { Log, type LogDestination } from "./logging.ts";
 import { Metrics } from "./metrics.ts";
+import { ATTRIBUTES as A } from "./names.ts";
 import { Recorder } from "./recorder.ts";
 import { RuntimeSettings, type SettingsChange } from "./settings.ts";
 import { RefusedConnections, RefusedVerifications, RefusedWriteBacks, SpoofAttempts } from "./suspicions.ts";
@@ -228,6 +230,52 @@ export class Observer {
           bytes_in: bytesIn,
           bytes_out: bytesOut,
         });
+      },
+    };
+  }
+
+  /**
+   * What an upstream tells of its targets.
+   * @param route the first that has it.
+   */
+  upstreamObserver(route: string): UpstreamObserver {
+    const { metrics, log } = this;
+    const fieldsOf = ({ address, peer }: EndpointName) => ({ upstream: address, ...(peer !== undefined && { peer }) });
+    return {
+      ejected: (name, reason, forMs, left, failure) => {
+        metrics.upstreamEjected(name.address, reason, name.peer === undefined);
+        log.event("warn", "upstream.ejected", `${name.address} is out of service: ${reason}`, {
+          ...fieldsOf(name),
+          reason,
+          failure,
+          ...(forMs !== undefined && { for_s: forMs / 1000 }),
+          in_service: left,
+        });
+      },
+      returned: (name, reason) => {
+        metrics.upstreamReturned(name.address, reason, name.peer === undefined);
+        log.event("info", "upstream.returned", `${name.address} is in service again`, { ...fieldsOf(name), reason });
+      },
+      spared: (name, reason) => {
+        metrics.upstreamSpared(name.address);
+        const text = `${name.address} fails, and stays in service: it is the last one`;
+        log.event("error", "upstream.spared", text, { ...fieldsOf(name), reason });
+      },
+      panic: (isOn, upstreams) => {
+        const fields = { [A.route]: route, upstreams };
+        if (isOn) log.event("error", "upstream.panic", "no target is in service: all of them get requests", fields);
+        else log.event("info", "upstream.panic-over", "a target is in service again", fields);
+      },
+      checked: ({ address }, ok) => metrics.upstreamChecked(address, ok),
+      resolved: (address, all, added, removed) => {
+        metrics.upstreamResolved(address, "changed");
+        const text = `${address} has ${all.length} addresses`;
+        log.event("info", "upstream.resolved", text, { upstream: address, addresses: all, added, removed });
+      },
+      resolutionFailed: (address, failure, isFirst) => {
+        metrics.upstreamResolved(address, "failed");
+        const text = `the name of ${address} cannot be resolved; what was known goes on`;
+        if (isFirst) log.event("warn", "upstream.resolve-failed", text, { upstream: address, failure });
       },
     };
   }

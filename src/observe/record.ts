@@ -1,6 +1,7 @@
 import type { Capture } from "../core/capture.ts";
 import type { Exchange } from "../core/exchange.ts";
 import type { StoreCommand } from "../core/store.ts";
+import type { UpstreamAttempt } from "../core/upstream.ts";
 
 /** An exchange as JSON, for `GET /debug/exchanges`. An allow-list: a new field appears here or nowhere. */
 export function renderRecord(exchange: Exchange) {
@@ -46,10 +47,16 @@ export function renderRecord(exchange: Exchange) {
         : {
             address: exchange.upstream,
             status: exchange.upstreamStatus,
+            peer: exchange.upstreamPeer,
+            choice: exchange.upstreamChoice,
+            waitedMs: exchange.upstreamWaitMs,
             retries: exchange.upstreamRetries,
+            retryRefused: exchange.retryRefused,
+            attempts: exchange.upstreamAttempts?.map(renderAttempt),
             interimHeads: exchange.interimHeads,
             error: exchange.upstreamError,
           },
+    queueRefused: exchange.queueRefused,
     response: {
       status: exchange.status,
       source: exchange.source,
@@ -63,12 +70,17 @@ export function renderRecord(exchange: Exchange) {
       resolveStarted: exchange.resolveStartedMs,
       resolved: exchange.resolvedMs,
       forwarded: exchange.forwardedMs,
+      attempt: exchange.attemptMs,
       upstreamHead: exchange.upstreamHeadMs,
       saved: exchange.savedMs,
       upstreamEnd: exchange.upstreamEndMs,
       ended: exchange.endedMs,
     },
   };
+}
+
+function renderAttempt({ upstream, peer, choice, startedMs, endedMs, status, error, retry }: UpstreamAttempt) {
+  return { address: upstream, peer, choice, started: startedMs, ended: endedMs, status, error, retry };
 }
 
 function renderCommand(exchange: Exchange, command: StoreCommand) {

@@ -3,6 +3,7 @@ import { SpanKind } from "@opentelemetry/api";
 import type { Exchange } from "../core/exchange.ts";
 import type { StoreCommand } from "../core/store.ts";
 import { newSpanId } from "../core/trace-context.ts";
+import type { UpstreamAttempt } from "../core/upstream.ts";
 import { ATTRIBUTES as A } from "./names.ts";
 
 /**
@@ -36,7 +37,10 @@ export function renderSpans(exchange: Exchange): SpanInit[] {
     const looksUp = startMs >= resolveStartMs && startMs <= resolveEndMs;
     spans.push(commandSpan(exchange, command, looksUp ? resolveSpanId : exchange.spanId));
   }
-  if (exchange.forwardedMs !== undefined) spans.push(upstreamSpan(exchange, exchange.forwardedMs, endMs));
+  for (const [index, attempt] of (exchange.upstreamAttempts ?? []).entries())
+    spans.push(attemptSpan(exchange, attempt, index));
+  if (exchange.forwardedMs !== undefined)
+    spans.push(upstreamSpan(exchange, exchange.attemptMs ?? exchange.forwardedMs, endMs));
   return spans;
 }
 
@@ -116,26 +120,52 @@ function commandSpan(exchange: Exchange, command: StoreCommand, parentSpanId: st
 }
 
 function upstreamSpan(exchange: Exchange, startMs: number, endMs: number): SpanInit {
-  const { upstream = "", upstreamStatus, upstreamRetries, upstreamScheme, upstreamError, methodLabel } = exchange;
-  const colon = upstream.lastIndexOf(":");
+  const { upstream = "", upstreamPeer, upstreamStatus, upstreamRetries, upstreamError } = exchange;
   const refused = upstreamStatus !== undefined && upstreamStatus >= 400 ? String(upstreamStatus) : undefined;
   return {
-    name: methodLabel === "_OTHER" ? "HTTP" : methodLabel,
+    ...clientSpan(exchange, upstream, upstreamPeer, {
+      ...optional(A.status, upstreamStatus),
+      ...optional(A.resendCount, upstreamRetries > 0 ? upstreamRetries : undefined),
+      ...optional(A.errorType, upstreamError ?? refused),
+    }),
     spanId: exchange.upstreamSpanId ?? newSpanId(),
-    parentSpanId: exchange.spanId,
-    kind: SpanKind.CLIENT,
     startMs,
     endMs: exchange.upstreamEndMs ?? endMs,
     failed: upstreamError !== undefined || refused !== undefined,
+  };
+}
+
+/** One that failed, and was followed by another. */
+function attemptSpan(exchange: Exchange, attempt: UpstreamAttempt, resends: number): SpanInit {
+  const { upstream, peer, startedMs, endedMs, status, error, spanId } = attempt;
+  return {
+    ...clientSpan(exchange, upstream, peer, {
+      ...optional(A.status, status),
+      ...optional(A.resendCount, resends > 0 ? resends : undefined),
+      ...optional(A.errorType, error ?? String(status)),
+    }),
+    spanId,
+    startMs: startedMs,
+    endMs: endedMs,
+    failed: true,
+  };
+}
+
+function clientSpan(exchange: Exchange, upstream: string, peer: string | undefined, more: Attributes) {
+  const { upstreamScheme, methodLabel } = exchange;
+  const colon = upstream.lastIndexOf(":");
+  return {
+    name: methodLabel === "_OTHER" ? "HTTP" : methodLabel,
+    parentSpanId: exchange.spanId,
+    kind: SpanKind.CLIENT,
     attributes: {
       [A.method]: methodLabel,
       // Without the query, which may carry secrets; the path is the one of the server span.
       [A.url]: `${upstreamScheme}://${upstream}${exchange.path}`,
       [A.serverAddress]: upstream.slice(0, colon),
       [A.serverPort]: Number(upstream.slice(colon + 1)),
-      ...optional(A.status, upstreamStatus),
-      ...optional(A.resendCount, upstreamRetries > 0 ? upstreamRetries : undefined),
-      ...optional(A.errorType, upstreamError ?? refused),
+      ...optional(A.peer, peer?.slice(0, peer.lastIndexOf(":")).replace(/^\[|\]$/g, "")),
+      ...more,
     },
   };
 }

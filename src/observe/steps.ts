@@ -13,6 +13,8 @@ export const STEPS = [
   "store-command",
   "policy",
   "injected",
+  "waited",
+  "attempt",
   "forwarded",
   "upstream-head",
   "write-back",
@@ -60,11 +62,13 @@ export function stepsOf(record: ExchangeRecord): Step[] {
 
 function upstreamSteps(record: ExchangeRecord): Step[] {
   const { upstream, headers, timings, writeBack = [] } = record;
-  if (upstream === undefined) return [];
-  const { forwarded, upstreamHead, saved, upstreamEnd } = timings;
+  if (upstream === undefined) return refusedSteps(record);
+  const { upstreamHead, saved, upstreamEnd } = timings;
+  const forwarded = timings.attempt ?? timings.forwarded;
   const steps: Step[] = [
     { step: "injected", detail: injectedText(headers) },
-    { step: "forwarded", atMs: rounded(forwarded), detail: `to ${upstream.address}${againText(upstream.retries)}` },
+    ...attemptSteps(upstream),
+    { step: "forwarded", atMs: rounded(forwarded), detail: `to ${targetText(upstream)}` },
   ];
   if (upstream.status !== undefined) {
     const tookMs = between(forwarded, upstreamHead);
@@ -78,14 +82,50 @@ function upstreamSteps(record: ExchangeRecord): Step[] {
     steps.push({ step: "write-back", atMs: rounded(saved), tookMs, detail: writeBackText(record) });
   }
   if (upstreamEnd !== undefined) {
-    const detail = "nothing more comes from the application";
+    const unable = upstream.retryRefused ? "; not sent again: the budget of retries is used up" : "";
+    const detail = `nothing more comes from the application${unable}`;
     steps.push({ step: "upstream-end", atMs: rounded(upstreamEnd), tookMs: between(forwarded, upstreamEnd), detail });
   }
   return steps;
 }
 
-function againText(retries: number): string {
-  return retries === 0 ? "" : ", twice: the first connection was closed before an answer began";
+type UpstreamRecord = NonNullable<ExchangeRecord["upstream"]>;
+
+/** A request that never got as far as a target. */
+function refusedSteps({ queueRefused }: ExchangeRecord): Step[] {
+  return queueRefused === undefined ? [] : [{ step: "waited", detail: QUEUE_TEXTS[queueRefused] }];
+}
+
+const QUEUE_TEXTS: Readonly<Record<NonNullable<ExchangeRecord["queueRefused"]>, string>> = {
+  full: "not at all: all connections are in use, and as many requests wait as may",
+  timeout: "for a connection, until the time for that was over",
+};
+
+/** What came before the last attempt. */
+function attemptSteps({ waitedMs, attempts = [] }: UpstreamRecord): Step[] {
+  const steps: Step[] = [];
+  if (waitedMs > 0)
+    steps.push({ step: "waited", tookMs: rounded(waitedMs), detail: "for a connection to become free" });
+  for (const attempt of attempts) {
+    const { started, ended, error, status, retry } = attempt;
+    const why = retry === "status" ? `status ${status}` : `${error}, ${RETRY_TEXTS[retry]}`;
+    const detail = `to ${targetText(attempt)}: ${why}; so it was sent again`;
+    steps.push({ step: "attempt", atMs: rounded(started), tookMs: between(started, ended), detail });
+  }
+  return steps;
+}
+
+const RETRY_TEXTS: Readonly<Record<NonNullable<UpstreamRecord["attempts"]>[number]["retry"], string>> = {
+  "idle-closed": "a connection from before that was closed at that moment",
+  connect: "nothing had been sent",
+  closed: "before an answer began",
+  timeout: "no answer began in time",
+  status: "an answer that another target may better",
+};
+
+function targetText({ address, peer, choice }: Pick<UpstreamRecord, "address" | "peer" | "choice">): string {
+  const where = peer === undefined ? address : `${address} at ${peer}`;
+  return choice === undefined || choice === "only" ? where : `${where}, chosen by ${choice}`;
 }
 
 function injectedText({ identity }: ExchangeRecord["headers"]): string {

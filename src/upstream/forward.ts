@@ -1,7 +1,7 @@
-import { type Duplex, PassThrough, type Readable } from "node:stream";
+import { type Duplex, PassThrough } from "node:stream";
 import type { Dispatcher } from "undici";
 import { maskFields } from "../core/capture.ts";
-import { badRequest, ProxyError } from "../core/errors.ts";
+import { badRequest, type ErrorCode, ProxyError } from "../core/errors.ts";
 import type { Exchange } from "../core/exchange.ts";
 import type { RouteLimits } from "../core/limits.ts";
 import { lingerAtEnd } from "../core/linger.ts";
@@ -12,9 +12,13 @@ import {
   type ResponseHead,
   type ResponseHeaderRules,
 } from "../core/response-head.ts";
+import type { SessionKey } from "../core/session.ts";
+import { formatTraceParent, newSpanId } from "../core/trace-context.ts";
+import type { RetryReason } from "../core/upstream.ts";
 import { checkAnswer } from "../core/websocket.ts";
+import type { Endpoint } from "./endpoint.ts";
 import { upstreamError } from "./errors.ts";
-import type { Upstream } from "./upstream.ts";
+import type { Applicant, Upstream } from "./upstream.ts";
 
 /** 1xx heads that one response may send before its own. */
 const MAX_INTERIM_HEADS = 16;
@@ -28,8 +32,13 @@ const BODILESS_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "DELETE", 
  */
 const SAFE_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "OPTIONS"]);
 
+/** Failures that say nothing of the target: the client's, and our own. */
+const NO_STRIKES: ReadonlySet<ErrorCode> = new Set(["http_request_error", "proxy_internal_error"]);
+
 export interface ForwardRequest {
   readonly upstream: Upstream;
+  /** Of the session that the request came with: what targets are chosen by. */
+  readonly sessionKey: SessionKey | undefined;
   readonly method: string;
   readonly path: string;
   /** Names and values in turn. */
@@ -78,49 +87,68 @@ export function forward(
   res: ClientResponse,
   exchange: Exchange,
 ): () => void {
-  const { upstream } = request;
   const attempt = new ForwardAttempt(request, req, res, exchange);
-  exchange.upstream = upstream.address;
-  exchange.upstreamScheme = upstream.scheme;
-  exchange.forwardedMs = exchange.elapsedMs();
-  attempt.dispatch();
+  attempt.begin();
   return () => attempt.abandon();
 }
 
 /**
  * The content as a stream of its own: undici destroys the body of a failed request, and destroying `req` would take
- * the client's connection with it before the error could be told.
- * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
- *   the connection for ever.
+ * the client's connection with it before the error could be told. Nothing is read before `begin`, when there is a
+ * connection to send it on: a request that got none can be sent elsewhere, whatever its method.
  */
-function requestContent(req: ClientRequest, exchange: Exchange, idleTimeoutMs: number, limits: RouteLimits): Readable {
-  const content = new PassThrough();
-  const idle = setTimeout(() => content.destroy(stalled(content.writableNeedDrain)), idleTimeoutMs);
-  const { maxBodyBytes } = limits;
-  const slow = limits.minBodyRate > 0 ? watchProgress(content, exchange, limits) : undefined;
-  const count = (chunk: Buffer): void => {
-    exchange.requestBytes += chunk.length;
-    if (exchange.requestBytes > maxBodyBytes) content.destroy(tooLarge(maxBodyBytes));
-    idle.refresh();
-  };
-  const stop = () => {
-    clearTimeout(idle);
-    clearInterval(slow);
-  };
-  req.on("data", count);
-  req.on("end", stop);
-  req.on("error", (error) => content.destroy(error));
-  // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
-  content.on("error", () => {});
-  // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
-  // everything before they read anything.
-  content.on("close", () => {
-    stop();
-    req.off("data", count);
-    req.unpipe(content);
-    req.resume();
-  });
-  return req.pipe(content);
+class RequestContent extends PassThrough {
+  readonly #req: ClientRequest;
+  readonly #exchange: Exchange;
+  #hasBegun = false;
+
+  constructor(req: ClientRequest, exchange: Exchange) {
+    super();
+    this.#req = req;
+    this.#exchange = exchange;
+    // undici reports the failure of the body through the attempt; nobody else needs to hear of it.
+    this.on("error", () => {});
+  }
+
+  /**
+   * @param idleTimeoutMs between two pieces. undici does not count the time while it writes, so either side could hold
+   *   the connection for ever.
+   */
+  begin(idleTimeoutMs: number, limits: RouteLimits): void {
+    const req = this.#req;
+    const exchange = this.#exchange;
+    const { maxBodyBytes } = limits;
+    this.#hasBegun = true;
+    const idle = setTimeout(() => this.destroy(stalled(this.writableNeedDrain)), idleTimeoutMs);
+    const slow = limits.minBodyRate > 0 ? watchProgress(this, exchange, limits) : undefined;
+    const count = (chunk: Buffer): void => {
+      exchange.requestBytes += chunk.length;
+      if (exchange.requestBytes > maxBodyBytes) this.destroy(tooLarge(maxBodyBytes));
+      idle.refresh();
+    };
+    const stop = (): void => {
+      clearTimeout(idle);
+      clearInterval(slow);
+    };
+    req.on("data", count);
+    req.on("end", stop);
+    req.on("error", (error) => this.destroy(error));
+    // Also when undici has an answer or a failure before the end. The rest is read and dropped: there are clients that send
+    // everything before they read anything.
+    this.on("close", () => {
+      stop();
+      req.off("data", count);
+      req.unpipe(this);
+      req.resume();
+    });
+    req.pipe(this);
+  }
+
+  /** It is not going anywhere any more. */
+  letGo(): void {
+    this.destroy(); // undici does not, where it found no connection
+    if (!this.#hasBegun) this.#req.resume();
+  }
 }
 
 /** Whoever keeps a request going with an octet now and then holds a connection on either side for nothing (slow POST). */
@@ -152,13 +180,21 @@ function stalled(byUpstream: boolean): ProxyError {
     : badRequest("the client stopped sending the request", 408, "body-timeout");
 }
 
-class ForwardAttempt implements Dispatcher.DispatchHandler {
+class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
   readonly #request: ForwardRequest;
   readonly #req: ClientRequest;
   readonly #res: ClientResponse;
   readonly #exchange: Exchange;
+  /** The place that it has, until that is given back. */
+  #endpoint: Endpoint | undefined;
+  #content: RequestContent | undefined;
+  /** Those that have failed. */
+  #tried: Endpoint[] | undefined;
+  /** Set when an answer was put aside, because another target is to be asked. */
+  #refusedStatus: number | undefined;
   #controller: Dispatcher.DispatchController | undefined;
-  #content: Readable | null = null;
+  /** Whether anything may have reached the target. */
+  #isSent = false;
   /** Whether the connection has had a request before this one: then its server may have closed it just now. */
   #isReused = false;
   #answerBegun = false;
@@ -182,16 +218,43 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#exchange = exchange;
   }
 
-  dispatch(): void {
-    const { upstream, method, path, headers, hasContent, chunked, upgrade, limits } = this.#request;
-    if (hasContent) this.#content = requestContent(this.#req, this.#exchange, upstream.idleTimeoutMs, limits);
-    upstream.dispatch(
+  get sessionKey(): SessionKey | undefined {
+    return this.#request.sessionKey;
+  }
+
+  get exchange(): Exchange {
+    return this.#exchange;
+  }
+
+  get tried(): readonly Endpoint[] | undefined {
+    return this.#tried;
+  }
+
+  /** @throws ProxyError: see `Upstream.acquire`. */
+  begin(): void {
+    const endpoint = this.#request.upstream.acquire(this);
+    if (endpoint !== undefined) this.granted(endpoint);
+  }
+
+  granted(endpoint: Endpoint): void {
+    const { method, path, headers, hasContent, chunked, upgrade } = this.#request;
+    const exchange = this.#exchange;
+    const { target } = endpoint;
+    this.#endpoint = endpoint;
+    exchange.upstream = target.address;
+    exchange.upstreamPeer = endpoint.peer;
+    exchange.upstreamScheme = target.scheme;
+    const now = exchange.elapsedMs();
+    exchange.attemptMs = now;
+    if (this.#tried === undefined) exchange.forwardedMs = now;
+    if (hasContent) this.#content = new RequestContent(this.#req, exchange);
+    endpoint.dispatch(
       {
         method: method as Dispatcher.HttpMethod,
         path,
         headers,
         ...(upgrade !== undefined && { upgrade: "websocket" }),
-        body: this.#content,
+        body: this.#content ?? null,
         // A server that ignores the content of a DELETE reads it as the next request on the connection, so there must
         // not be a next one (CVE-2026-29057).
         ...(hasContent &&
@@ -204,11 +267,21 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     );
   }
 
+  /** No connection became free. */
+  refused(error: ProxyError): void {
+    if (!this.#done) this.#fail(error);
+  }
+
   onRequestStart(controller: Dispatcher.DispatchController): void {
     this.#controller = controller;
-    this.#isReused = !this.#request.upstream.hasJustConnected();
-    if (this.#done) controller.abort(new Error("the client has gone"));
-    else this.#request.onConnected?.();
+    this.#isReused = this.#endpoint?.hasJustConnected() !== true;
+    if (this.#done) {
+      controller.abort(new Error("the client has gone"));
+      return;
+    }
+    this.#isSent = true;
+    this.#content?.begin(this.#request.upstream.idleTimeoutMs, this.#request.limits);
+    this.#request.onConnected?.();
   }
 
   /** The first octet, of an interim answer too. */
@@ -229,6 +302,11 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
       }
       this.#passInterim(status, controller);
       return;
+    }
+    if (this.#endpoint !== undefined) this.#request.upstream.answered(this.#endpoint, status);
+    if (status >= 502 && this.#mayRetry("status", status)) {
+      this.#refusedStatus = status;
+      throw new ProxyError("destination_unavailable", `status ${status}, for which another target is asked`);
     }
     this.#headSeen = true;
     this.#exchange.upstreamHeadMs = this.#exchange.elapsedMs();
@@ -269,6 +347,13 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     const { upgrade, responseRules } = this.#request;
     const exchange = this.#exchange;
     socket.on("error", () => socket.destroy());
+    const endpoint = this.#endpoint;
+    this.#endpoint = undefined;
+    if (endpoint !== undefined) {
+      // A WebSocket has a connection for as long as it lasts.
+      socket.once("close", () => this.#request.upstream.release(endpoint));
+      this.#request.upstream.answered(endpoint, status);
+    }
     this.#headSeen = true;
     exchange.upstreamHeadMs = exchange.elapsedMs();
     exchange.upstreamStatus = status;
@@ -357,6 +442,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     }
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
+    this.#giveBack();
     if (this.#request.wantsTrailers) this.#addTrailers();
     if (this.#whole === undefined) this.#res.end();
     else this.#res.end(this.#whole.toString("latin1"), "latin1");
@@ -370,33 +456,80 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   }
 
   onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
+    const { upstream } = this.#request;
+    const endpoint = this.#giveBack();
     if (this.#done) return;
+    const status = this.#refusedStatus;
+    if (status !== undefined) {
+      this.#sendAgain("status", undefined, endpoint);
+      return;
+    }
     const failure = upstreamError(error, this.#headSeen);
-    if (failure.code === "connection_terminated" && this.#maySendAgain()) this.#sendAgain();
+    const reason = this.#retryReason(failure.code);
+    // An idle connection that was closed says nothing of how its server is.
+    if (endpoint !== undefined && reason !== "idle-closed" && !this.#headSeen && !NO_STRIKES.has(failure.code))
+      upstream.failed(endpoint, failure.code);
+    if (reason !== undefined && this.#mayRetry(reason, undefined, endpoint))
+      this.#sendAgain(reason, failure.code, endpoint);
     else this.#fail(failure);
   }
 
+  /** Gives the place back. */
+  #giveBack(): Endpoint | undefined {
+    const endpoint = this.#endpoint;
+    this.#endpoint = undefined;
+    if (endpoint !== undefined) this.#request.upstream.release(endpoint);
+    return endpoint;
+  }
+
   /**
+   * Why the request may be sent again, in principle. Nothing went out: any request. Otherwise it has to be one that
+   * changes nothing, and no answer may have begun.
+   *
    * A server that closes an idle connection at the very moment when a request is sent on it has not read that request
    * (RFC 9112 §9.3.1). A connection that was made for the request is another matter: the request may be what broke it.
    */
-  #maySendAgain(): boolean {
-    const { method, hasContent } = this.#request;
-    return (
-      this.#isReused &&
-      !this.#answerBegun &&
-      !hasContent &&
-      this.#exchange.upstreamRetries === 0 &&
-      SAFE_METHODS.has(method)
-    );
+  #retryReason(code: ErrorCode): RetryReason | undefined {
+    if (!this.#isSent) return "connect";
+    if (this.#answerBegun || !this.#isSafe()) return undefined;
+    if (code === "http_response_timeout") return "timeout";
+    if (code !== "connection_terminated") return undefined;
+    return this.#isReused && this.#exchange.upstreamRetries === 0 ? "idle-closed" : "closed";
+  }
+
+  #isSafe(): boolean {
+    return !this.#request.hasContent && SAFE_METHODS.has(this.#request.method);
+  }
+
+  /** @param endpoint that has failed. */
+  #mayRetry(reason: RetryReason, status?: number, endpoint = this.#endpoint): boolean {
+    if (reason === "status" && (this.#interimHeads > 0 || !this.#isSafe())) return false;
+    const tried = endpoint === undefined ? [] : [...(this.#tried ?? []), endpoint];
+    return this.#request.upstream.mayRetry(reason, status, { exchange: this.#exchange, tried });
   }
 
   /** Not at once: undici is still about to clear the old connection away. */
-  #sendAgain(): void {
-    this.#exchange.upstreamRetries++;
+  #sendAgain(retry: RetryReason, error: ErrorCode | undefined, failed: Endpoint | undefined): void {
+    const exchange = this.#exchange;
+    const spanId = exchange.upstreamSpanId ?? newSpanId();
+    exchange.keepAttempt(retry, this.#refusedStatus, error, spanId);
+    exchange.upstreamSpanId = newSpanId();
+    replaceTraceParent(this.#request.headers, exchange);
+    // The same target takes what its idle connection did not, if there is no other.
+    if (failed !== undefined) this.#tried = [...(this.#tried ?? []), failed];
     this.#controller = undefined;
+    this.#content?.destroy();
+    this.#content = undefined;
+    this.#refusedStatus = undefined;
+    this.#isSent = false;
+    this.#answerBegun = false;
     queueMicrotask(() => {
-      if (!this.#done) this.dispatch();
+      if (this.#done) return;
+      try {
+        this.begin();
+      } catch (refusal) {
+        this.#fail(upstreamError(refusal, false));
+      }
     });
   }
 
@@ -404,7 +537,7 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(error);
-    this.#content?.destroy(); // undici does not, where it found no connection
+    this.#letGoOfContent();
     this.#tunnel?.destroy();
     this.#request.onFailure(error);
   }
@@ -413,11 +546,17 @@ class ForwardAttempt implements Dispatcher.DispatchHandler {
   abandon(): void {
     clearTimeout(this.#drain);
     if (this.#done) return;
+    this.#request.upstream.withdraw(this);
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
     this.#controller?.abort(new Error("the client has gone"));
-    this.#content?.destroy();
+    this.#letGoOfContent();
     this.#tunnel?.destroy();
+  }
+
+  #letGoOfContent(): void {
+    if (this.#content !== undefined) this.#content.letGo();
+    else if (this.#request.hasContent) this.#req.resume(); // it waited for a connection in vain
   }
 
   #hasContent(status: number, { contentLength }: ResponseHead): boolean {
@@ -438,6 +577,12 @@ function plainReason(reason = ""): string {
 /** The octets of the response head. The parsed form that undici offers beside them has lost spelling and order. */
 function rawHeaders(controller: Dispatcher.DispatchController | undefined): readonly (Buffer | string)[] {
   return Array.isArray(controller?.rawHeaders) ? controller.rawHeaders : [];
+}
+
+/** Each attempt is a span of its own, and what the application says belongs to the one that it answered. */
+function replaceTraceParent(fields: string[], { traceId, upstreamSpanId, sampled }: Exchange): void {
+  const at = fields.indexOf("traceparent");
+  if (at !== -1 && upstreamSpanId !== undefined) fields[at + 1] = formatTraceParent(traceId, upstreamSpanId, sampled);
 }
 
 function removeContentLength(fields: string[]): void {

@@ -187,6 +187,8 @@ defaults
   timeout connect 5s
   timeout client 60s
   timeout server 60s
+  # A machine that is busy is slow to answer, and not down.
+  timeout check 5s
 frontend browsers
   bind 127.0.0.1:${port}
   default_backend coatcheck

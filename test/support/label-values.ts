@@ -14,6 +14,7 @@ import { HANDSHAKE_FAILURES } from "../../src/core/handshake-failure.ts";
 import { METHOD_LABELS } from "../../src/core/labels.ts";
 import { CONNECTION_REFUSALS, LIMIT_REASONS, LIMITER_ANSWERS } from "../../src/core/limits.ts";
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
+import { EJECTION_REASONS, QUEUE_REFUSALS, RETRY_REASONS, RETURN_REASONS } from "../../src/core/upstream.ts";
 import { WEBSOCKET_CLOSE_REASONS } from "../../src/core/websocket.ts";
 import type { Lifecycle } from "../../src/session/lifecycle.ts";
 import { KNOWN, metricOf } from "./dashboards.ts";
@@ -90,6 +91,13 @@ const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string
   coatcheck_tls_handshake_failures_total: { reason: HANDSHAKE_FAILURES },
   coatcheck_websockets_closed_total: { reason: WEBSOCKET_CLOSE_REASONS },
   coatcheck_websocket_bytes_total: { direction: ["in", "out"] },
+  coatcheck_upstream_ejections_total: { reason: EJECTION_REASONS },
+  coatcheck_upstream_returns_total: { reason: RETURN_REASONS },
+  coatcheck_upstream_retries_total: { reason: RETRY_REASONS },
+  coatcheck_upstream_queue_refused_total: { reason: QUEUE_REFUSALS },
+  coatcheck_upstream_endpoints: { state: ["in-service", "out"] },
+  coatcheck_upstream_health_checks_total: { result: ["ok", "failed"] },
+  coatcheck_upstream_resolutions_total: { result: ["changed", "failed"] },
   coatcheck_config_reloads_total: { result: ["applied", "refused"] },
 };
 
