@@ -138,12 +138,20 @@ function defaultOf(schema: z.core.$ZodType): string {
   return `\`${text}\``;
 }
 
+/** What is not said is a sum. */
+const ACROSS_WORKERS: Readonly<Record<string, string>> = {
+  max: "the highest of them",
+  min: "the lowest of them",
+  primary: "of the process above them",
+};
+
 function renderMetrics(): string {
   const sections = Object.entries(METRICS as Record<string, MetricDefinition>).map(
-    ([name, { type, help, labels, buckets, advice }]) => {
+    ([name, { type, help, labels, buckets, acrossWorkers = "sum", advice }]) => {
       const facts = [
         `Type: ${type}.`,
         labels.length === 0 ? "No labels." : `Labels: ${labels.map((label) => `\`${label}\``).join(", ")}.`,
+        ...(acrossWorkers in ACROSS_WORKERS ? [`With workers: ${ACROSS_WORKERS[acrossWorkers]}.`] : []),
         ...(buckets === undefined ? [] : [`Buckets: ${buckets.join(", ")}.`]),
       ];
       return `## ${name}\n\n${help} ${facts.join(" ")}\n\n${advice}\n`;
@@ -155,7 +163,8 @@ function renderMetrics(): string {
 \`GET /metrics\` on the admin listener, OpenMetrics text. Histograms of sampled requests carry exemplars with \`trace_id\`.
 Names without our prefix are OpenTelemetry's; \`process_*\` and \`nodejs_*\` are prom-client's defaults. No label holds a
 path, a user, a session or a host that a client chose. A histogram has 2000 label sets at the most; what an application
-invents beyond that is counted in one with \`otel_metric_overflow="true"\`.
+invents beyond that is counted in one with \`otel_metric_overflow="true"\`. With [workers](workers.md) each is the sum over
+all of them, where nothing else is said.
 
 ${sections.join("\n")}`;
 }

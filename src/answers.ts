@@ -102,7 +102,8 @@ export function answer(conversation: Conversation, answer: Answer): void {
   const unread = exchange.requestHasContent && !req.complete && req.httpVersionMajor === 1;
   // What follows a message that was not understood may be no message.
   if (unread || error === "http_request_error") {
-    head.push("connection", "close");
+    // RFC 9110 §7.8: a 426 names what to upgrade to, and so does its connection.
+    head.push("connection", status === 426 ? "upgrade, close" : "close");
     lingerAtEnd(res.socket);
   }
   if (exchange.capture !== undefined) exchange.capture.response = maskFields(head);

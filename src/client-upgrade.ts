@@ -1,5 +1,7 @@
 import { type IncomingMessage, ServerResponse } from "node:http";
+import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { endLingering } from "./core/linger.ts";
 
 /** What a client says before it is answered, octets; more than that is not read. */
 const MAX_EARLY_BYTES = 64 * 1024;
@@ -34,7 +36,7 @@ export class ClientUpgrade {
     this.#socket = socket;
     this.res.assignSocket(req.socket);
     this.res.once("finish", () => {
-      if (!this.#isOpen) req.socket.destroySoon();
+      if (!this.#isOpen) this.#refused(req.socket);
     });
     // Node does this for the connections that it has not let go of.
     socket.on("drain", this.#onDrain);
@@ -42,6 +44,16 @@ export class ClientUpgrade {
     socket.on("data", this.#onEarly);
     socket.on("end", this.#onEnd);
     this.#keepEarly(head);
+  }
+
+  /** The client may have said more already, as if it were granted: closed under that, the answer would be lost. */
+  #refused(socket: Socket): void {
+    const { res } = this;
+    socket.off("end", this.#onEnd);
+    this.#early = [];
+    res.detachSocket(socket);
+    endLingering.call(socket);
+    res.emit("close");
   }
 
   readonly #onDrain = (): void => void this.res.emit("drain");

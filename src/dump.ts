@@ -5,8 +5,8 @@ import { monitorEventLoopDelay, performance } from "node:perf_hooks";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { getHeapSpaceStatistics, getHeapStatistics } from "node:v8";
-import { gzip } from "node:zlib";
-import { DUMP_FORMAT, DUMP_FORMAT_VERSION, type Dump, dumpFileName, type TakenDump } from "./admin/dump.ts";
+import { gunzip, gzip } from "node:zlib";
+import { DUMP, DUMP_FORMAT, DUMP_FORMAT_VERSION, type Dump, dumpFileName, type TakenDump } from "./admin/dump.ts";
 import type { Config } from "./config/compile.ts";
 import { withoutContents } from "./core/errors.ts";
 import type { SessionStore } from "./core/store.ts";
@@ -42,11 +42,25 @@ export interface DumpSource {
 }
 
 const compress = promisify(gzip);
+const decompress = promisify(gunzip);
+/** Of one that a worker gave, and that is put together with others. */
+const MAX_DUMP_BYTES = 256 * 1024 * 1024;
 
 /** Everything that is known, as a file to be handed on. */
 export async function takeDump(source: DumpSource): Promise<TakenDump> {
   const dump = await gather(source);
-  return { fileName: dumpFileName(dump), content: await compress(JSON.stringify(dump)) };
+  return { fileName: dumpFileName(dump), content: await packDump(dump) };
+}
+
+/** As it lies in a file. */
+export function packDump(dump: Dump): Promise<Uint8Array> {
+  return compress(JSON.stringify(dump));
+}
+
+/** @throws Error for what is no dump of this version. */
+export async function unpackDump(content: Uint8Array): Promise<Dump> {
+  const text = await decompress(content, { maxOutputLength: MAX_DUMP_BYTES });
+  return DUMP.parse(JSON.parse(text.toString()));
 }
 
 async function gather(source: DumpSource): Promise<Dump> {

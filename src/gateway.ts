@@ -1,28 +1,29 @@
 import type { Server } from "node:http";
 import { type SecureContextOptions, Server as TlsServer } from "node:tls";
 import { isatty } from "node:tty";
-import { createAdmin } from "./admin/admin.ts";
-import { type KeyPair, readTls, type TlsMaterial, watchCertificate } from "./certificate.ts";
+import { adminEndpoints, createAdmin } from "./admin/admin.ts";
+import { type AdminApi, localApi } from "./admin/api.ts";
+import { type KeyPair, readTls, type TlsMaterial } from "./certificate.ts";
+import { renewCertificate } from "./certificate-renewal.ts";
 import type { Config } from "./config/compile.ts";
-import { ConfigError } from "./config/problems.ts";
 import { change } from "./config/reload.ts";
 import { autoTotal, ConnectionLimiter, type ConnectionLimits } from "./connection-limiter.ts";
 import { TrustedProxies } from "./core/peer.ts";
 import type { ReloadCause, ReloadOutcome, ReloadResult } from "./core/reload.ts";
-import type { SessionKey } from "./core/session.ts";
+import type { Handle, SessionKey } from "./core/session.ts";
 import type { SessionStore } from "./core/store.ts";
 import { maxOpenFiles, takeDump as takeDumpOf } from "./dump.ts";
 import { DumpFiles } from "./dump-files.ts";
 import { ErrorPages } from "./error-pages.ts";
 import { createExplainer } from "./explain/explain.ts";
-import { stampOfSync, type WatchedFiles, watchFiles } from "./file-watch.ts";
 import { buildGate, type FileContents, Generations, type Shared, wouldOpen } from "./generation.ts";
 import { createListener, type ListenerOptions } from "./listener.ts";
 import { Connections, open, portOf, urlOf } from "./listening.ts";
-import type { LogDestination } from "./observe/logging.ts";
+import type { Log, LogDestination } from "./observe/logging.ts";
 import type { Metrics } from "./observe/metrics.ts";
 import { Observer } from "./observe/observer.ts";
 import { redirectTo } from "./redirect.ts";
+import { type ConfigSource, Reloader } from "./reloader.ts";
 import { RequestLimiter } from "./request-limiter.ts";
 import { createSessionAdministration } from "./session/administration.ts";
 import { Census } from "./session/census.ts";
@@ -54,18 +55,19 @@ export interface GatewayOptions {
   readonly source?: ConfigSource;
   /** What the process was started as, for a dump: a command and names of options, no values. */
   readonly command?: readonly string[];
+  /** It is one of several processes, which have one admin listener together: `api` takes its place. */
+  readonly worker?: WorkerOptions;
 }
 
-/** Where a configuration comes from. */
-export interface ConfigSource {
-  /** @throws ConfigError with every problem. */
-  readonly read: () => Config;
-  /** The file that is looked at; absent: nobody looks. */
-  readonly file?: string;
-  /** Of the file, before it was read for the configuration that the gateway begins with. */
-  readonly stamp?: string;
-  /** How often it is looked at, milliseconds; default one second. */
-  readonly pollMs?: number;
+export interface WorkerOptions {
+  /** From 1. */
+  readonly number: number;
+  /** What standard output leads to is for the process above to know. */
+  readonly prettyLog: { readonly colours: boolean } | undefined;
+  /** A session was ended here, and the store does not tell the other workers. */
+  readonly onEnded: (key: SessionKey) => void;
+  /** A watch has met another session of whom it is for. */
+  readonly onMet: (watchId: string, handle: Handle) => void;
 }
 
 /** What takes a while to make. */
@@ -77,7 +79,6 @@ interface GatewayParts {
 
 const STANDARD_OUTPUT = 1;
 const LAST_RECORDS_MS = 1_000;
-const SOURCE_POLL_MS = 1_000;
 /** How long spans that are gathered may take to leave when everything else has ended. */
 const FLUSH_TIMEOUT_MS = 2_000;
 
@@ -93,10 +94,14 @@ export class Gateway {
   readonly #webSockets: WebSockets;
   readonly #shared: Shared;
   readonly #generations: Generations;
-  /** Reloads come one after the other. */
-  #reloading: Promise<unknown> = Promise.resolve();
+  readonly #reloader: Reloader;
   readonly #server: Server;
   readonly #admin: Server;
+  readonly #isWorker: boolean;
+  /** What the admin listener answers with. */
+  readonly api: AdminApi;
+  /** Another worker has ended a session, and the store does not tell. */
+  readonly endedElsewhere: (key: SessionKey) => void;
   readonly #serverConnections: Connections;
   readonly #adminConnections: Connections;
   readonly #connections: ConnectionLimiter;
@@ -106,30 +111,36 @@ export class Gateway {
   /** The listener that only redirects to HTTPS. */
   readonly #redirector: Server | undefined;
   readonly #redirectorConnections: Connections | undefined;
-  readonly #source: ConfigSource | undefined;
-  #sourceWatch: WatchedFiles | undefined;
-  #sourceStamp: string;
   readonly #certificatePollMs: number | undefined;
   /** By listener. */
   readonly #unwatchCertificates = new Map<string, () => void>();
 
   private constructor(config: Config, parts: GatewayParts, options: GatewayOptions) {
     const { observer, plainStore, files } = parts;
-    const { now = Date.now, command = [] } = options;
+    const { now = Date.now, command = [], worker } = options;
     this.#config = config;
+    this.#isWorker = worker !== undefined;
     this.#certificatePollMs = options.certificatePollMs;
-    this.#source = options.source;
-    this.#sourceStamp = options.source?.stamp ?? "";
     this.observer = observer;
+    this.#reloader = new Reloader({
+      source: options.source,
+      observer,
+      isWatched: () => this.#config.reload.watch,
+      apply: (read) => this.#reload(read),
+    });
     // What this process writes is not in its cache any more when the write is answered, whoever else tells of it.
     const store = observer.instrument(plainStore, (key, operation) => {
       cache?.changed(key);
-      if (operation === "destroy") onEnded(key);
+      if (operation !== "destroy") return;
+      onEnded(key);
+      if (cache === undefined) worker?.onEnded(key);
     });
     const onEnded = (key: SessionKey): void => {
       logouts.ended(key);
       webSockets.ended(key);
     };
+    this.endedElsewhere = onEnded;
+    observer.onMet = worker?.onMet;
     const logouts = new Logouts({ now, onLoggedOut: (reason) => observer.metrics.loggedOut(reason) });
     const cache = watchedCache(
       config,
@@ -208,9 +219,8 @@ export class Gateway {
       folder: () => this.#config.observe.dumps.folder,
       log: observer.log,
     });
-    this.#admin = createAdmin({
-      token: config.admin.token,
-      tls: files.tls.admin,
+    const endpoints = adminEndpoints({
+      hasToken: config.admin.token !== undefined,
       observer,
       version: VERSION,
       isDraining,
@@ -231,9 +241,11 @@ export class Gateway {
       takeDump,
       reload: () => this.reread("operator"),
     });
+    this.api = localApi(endpoints, (error) => observer.log.unexpected(error));
+    this.#admin = createAdmin({ api: this.api, token: config.admin.token, tls: files.tls.admin });
     this.#adminConnections = new Connections(this.#admin);
     const { admin } = files.tls;
-    if (admin !== undefined && config.admin.tls !== undefined)
+    if (admin !== undefined && config.admin.tls !== undefined && worker === undefined)
       this.#watchCertificate("admin", this.#admin, config.admin.tls, admin, (pair) => pair);
     this.#watchListenCertificate(config, files.tls);
   }
@@ -250,15 +262,16 @@ export class Gateway {
    *   reported by `/readyz` and found later.
    */
   static async create(config: Config, options: GatewayOptions = {}): Promise<Gateway> {
-    const { logDestination, now = Date.now } = options;
+    const { logDestination, now = Date.now, worker } = options;
     const files = await readFiles(config);
-    const prettyLog = prettyFor(config.observe.log.format, logDestination === undefined);
+    const prettyLog = worker ? worker.prettyLog : prettyFor(config.observe.log.format, logDestination === undefined);
     const observer = await Observer.create({
       ...config.observe,
       ...(prettyLog && { prettyLog }),
       version: VERSION,
       nodeVersion: process.versions.node,
       ...(logDestination && { logDestination }),
+      ...(worker && { worker: worker.number }),
     });
     try {
       const plainStore: SessionStore = options.store
@@ -279,16 +292,10 @@ export class Gateway {
    */
   async listen(): Promise<void> {
     const { listen, admin, session } = this.#config;
-    if (session.ephemeralSecret) {
-      this.observer.log.event(
-        "warn",
-        "config.ephemeral-secret",
-        "session.cookie.secrets is empty: a random secret was made, and a restart ends every session; make one with: openssl rand -base64 32",
-      );
-    }
+    if (session.ephemeralSecret && !this.#isWorker) warnOfEphemeralSecret(this.observer.log);
     try {
       await Promise.all(this.#generations.upstreams.map((upstream) => upstream.begin()));
-      await open(this.#admin, admin, "admin");
+      if (!this.#isWorker) await open(this.#admin, admin, "admin");
       await open(this.#server, listen, "listen");
       if (this.#redirector !== undefined && listen.tls?.redirectFrom !== undefined)
         await open(this.#redirector, { ...listen, ...listen.tls.redirectFrom }, "listen.tls.redirectFrom");
@@ -301,7 +308,8 @@ export class Gateway {
     }
     await this.#store.check();
     this.#census.begin();
-    this.#watchSource();
+    this.#reloader.watch();
+    if (this.#isWorker) return;
     this.observer.log.event("info", "gateway.started", "ready", {
       version: VERSION,
       url: this.url,
@@ -309,6 +317,11 @@ export class Gateway {
       admin: this.adminUrl,
       store: this.#store.kind,
     });
+  }
+
+  /** Kind of the session store. */
+  get storeKind(): string {
+    return this.#store.kind;
   }
 
   /** Base URL of the public listener, by a name that works on this machine. */
@@ -338,12 +351,10 @@ export class Gateway {
    * @throws Error when a file that it names cannot be used, or the gateway is ending: then nothing has changed.
    */
   reload(read: Config, by: ReloadCause = "program"): Promise<ReloadResult> {
-    const reloaded = this.#reloading.then(() => this.#reload(read, by));
-    this.#reloading = reloaded.catch(() => {});
-    return reloaded;
+    return this.#reloader.reload(read, by);
   }
 
-  async #reload(read: Config, by: ReloadCause): Promise<ReloadResult> {
+  async #reload(read: Config): Promise<ReloadResult> {
     const { config, ...result } = change(this.#config, read);
     const files = await readFiles(config);
     if (limitsRequests(config)) await this.#limiter.open();
@@ -363,9 +374,7 @@ export class Gateway {
       this.#server.setSecureContext(secureContext(config.listen.tls.minVersion, files.tls.listen));
     this.#watchListenCertificate(config, files.tls);
     this.#webSockets.reroute((exchange, hasSession) => wouldOpen(gate, exchange, hasSession));
-    this.#watchSource();
     this.observer.reconfigure(config.observe);
-    this.observer.reloaded(result, by);
     return result;
   }
 
@@ -373,35 +382,8 @@ export class Gateway {
    * Reads the configuration anew, from where it came, and applies it. One that makes no sense, or names a file that cannot
    * be used, is refused as a whole: everything goes on as it was. What became of it is logged and counted.
    */
-  async reread(by: ReloadCause): Promise<ReloadOutcome> {
-    if (this.#source === undefined) {
-      this.observer.nothingToReload(by);
-      return { result: "nothing-to-read" };
-    }
-    if (this.#source.file !== undefined) {
-      this.#sourceStamp = stampOfSync(this.#source.file);
-      this.#sourceWatch?.taken(this.#sourceStamp);
-    }
-    try {
-      return { result: "applied", ...(await this.reload(this.#source.read(), by)) };
-    } catch (error) {
-      const problems =
-        error instanceof ConfigError ? error.problems : [error instanceof Error ? error.message : String(error)];
-      this.observer.reloadRefused(problems, by);
-      return { result: "refused", problems };
-    }
-  }
-
-  #watchSource(): void {
-    const { file, pollMs = SOURCE_POLL_MS } = this.#source ?? {};
-    if (file === undefined || !this.#config.reload.watch) {
-      this.#sourceWatch?.end();
-      this.#sourceWatch = undefined;
-      return;
-    }
-    const stamp = this.#sourceStamp;
-    const onChanged = async (): Promise<void> => void (await this.reread("file"));
-    this.#sourceWatch ??= watchFiles({ files: [file], stamp, pollMs, onChanged });
+  reread(by: ReloadCause): Promise<ReloadOutcome> {
+    return this.#reloader.reread(by);
   }
 
   /**
@@ -454,37 +436,21 @@ export class Gateway {
 
   /** New connections get a renewed certificate; those that are open keep the old one. */
   #watchCertificate(
-    listener: string,
+    listener: "listen" | "admin",
     server: Server,
     files: NonNullable<Config["admin"]["tls"]>,
     pair: KeyPair,
     contextOf: (pair: KeyPair) => SecureContextOptions,
   ): void {
-    const { metrics, log } = this.observer;
-    metrics.certificate(listener, pair.notAfter);
-    const unwatch = watchCertificate({
-      files,
-      pair,
-      pollMs: this.#certificatePollMs,
-      onReplaced: (renewed) => {
-        if (server instanceof TlsServer) server.setSecureContext(contextOf(renewed));
-        metrics.certificate(listener, renewed.notAfter);
-        const fields = { listener, not_after: new Date(renewed.notAfter).toISOString() };
-        log.event("info", "certificate.replaced", "a renewed certificate is in use", fields);
-      },
-      onRefused: (problem) =>
-        log.event("error", "certificate.refused", "a new certificate cannot be used; the one before goes on", {
-          listener,
-          problem,
-        }),
-    });
+    const [pollMs, observer] = [this.#certificatePollMs, this.observer];
+    const unwatch = renewCertificate({ listener, server, files, pair, pollMs, observer, contextOf });
     this.#unwatchCertificates.get(listener)?.();
     this.#unwatchCertificates.set(listener, unwatch);
   }
 
   /** Lets go of everything that is held open. */
   async #release(): Promise<void> {
-    this.#sourceWatch?.end();
+    this.#reloader.end();
     for (const unwatch of this.#unwatchCertificates.values()) unwatch();
     await Promise.all([this.#serverConnections.drain(0), this.#redirectorConnections?.drain(0)]);
     await this.#webSockets.end();
@@ -504,7 +470,7 @@ function listenerOptions({ listen }: Config, { listen: pair }: TlsMaterial): Lis
 }
 
 /** Reads what a configuration names. @throws Error that names setting and file. */
-async function readFiles(config: Config): Promise<FileContents> {
+export async function readFiles(config: Config): Promise<FileContents> {
   const [tls, errorPages] = await Promise.all([readTls(config), readErrorPages(config)]);
   return { tls, errorPages };
 }
@@ -513,7 +479,10 @@ async function readFiles(config: Config): Promise<FileContents> {
  * Whether log lines are for a person, and in colours. FORCE_COLOR and NO_COLOR are what other programs go by.
  * @param toStandardOutput false: they go to a destination of somebody else's, which is no terminal.
  */
-function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean): { colours: boolean } | undefined {
+export function prettyFor(
+  format: "auto" | "json" | "pretty",
+  toStandardOutput: boolean,
+): { colours: boolean } | undefined {
   // Not `process.stdout.isTTY`: to look at it makes a pipe non-blocking, and then the log waits a tenth of a second
   // whenever the pipe is full.
   const terminal = toStandardOutput && isatty(STANDARD_OUTPUT);
@@ -526,6 +495,14 @@ function prettyFor(format: "auto" | "json" | "pretty", toStandardOutput: boolean
 /** @throws Error that names the files that cannot be used. */
 export function readErrorPages({ errors: { pages } }: Config): Promise<ErrorPages> {
   return pages === undefined ? Promise.resolve(new ErrorPages()) : ErrorPages.read(pages);
+}
+
+export function warnOfEphemeralSecret(log: Log): void {
+  log.event(
+    "warn",
+    "config.ephemeral-secret",
+    "session.cookie.secrets is empty: a random secret was made, and a restart ends every session; make one with: openssl rand -base64 32",
+  );
 }
 
 /** What a store has to know of the configuration, whoever opens it. */

@@ -103,11 +103,16 @@ export class Http2Response extends Writable implements ClientResponse {
   /** Of unknown length: the end goes out by itself, with these fields. */
   #trailers: Record<string, string | string[]> | undefined;
   #onTrailersSent: (() => void) | undefined;
+  readonly #sendTimeoutMs: number;
 
-  /** @param isHead whether the request is a HEAD, whose answer has no content whatever its head says. */
-  constructor(stream: ServerHttp2Stream, isHead: boolean) {
+  /**
+   * @param isHead whether the request is a HEAD, whose answer has no content whatever its head says.
+   * @param sendTimeoutMs how long a client may read nothing of what waits for it.
+   */
+  constructor(stream: ServerHttp2Stream, isHead: boolean, sendTimeoutMs: number) {
     super();
     this.#stream = stream;
+    this.#sendTimeoutMs = sendTimeoutMs;
     this.#bodiless = isHead;
     stream.on("error", () => {});
     this.on("error", () => {});
@@ -137,6 +142,7 @@ export class Http2Response extends Writable implements ClientResponse {
       this.#trailers = {};
       stream.once("wantTrailers", () => this.#sendTrailers());
     }
+    if (!this.#bodiless) this.#expectReading();
     return this;
   }
 
@@ -174,6 +180,19 @@ export class Http2Response extends Writable implements ClientResponse {
       this.#ended = true;
       this.#stream.end(chunk, () => done());
     } else this.#stream.write(chunk, done);
+  }
+
+  /**
+   * A client that opens no window would keep here for ever what it has asked for (CVE-2019-9517). Node begins the time anew
+   * with each frame that goes out; what the application has not said yet is not the client's fault.
+   */
+  #expectReading(): void {
+    const stream = this.#stream;
+    stream.setTimeout(this.#sendTimeoutMs);
+    stream.on("timeout", () => {
+      if (this.writableLength > 0 || this.writableEnded) this.destroy();
+      else stream.setTimeout(this.#sendTimeoutMs);
+    });
   }
 
   override _final(done: (error?: Error | null) => void): void {

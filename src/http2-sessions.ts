@@ -37,6 +37,8 @@ export interface Http2Options {
   readonly headTimeoutMs: number;
   /** One without a request under way, whatever else its client says. */
   readonly idleTimeoutMs: number;
+  /** A response whose client reads nothing is reset after this. */
+  readonly sendTimeoutMs: number;
   /** A request has arrived. */
   readonly onRequest: (socket: Socket, req: Http2Request, res: Http2Response) => void;
   /** @returns whether connections are to go elsewhere. */
@@ -132,7 +134,11 @@ class Http2Connection {
     this.#streams++;
     stream.once("close", () => this.#ended());
     const req = new Http2Request(stream, raw, endStream);
-    this.#options.onRequest(this.#socket, req, new Http2Response(stream, req.method === "HEAD"));
+    this.#options.onRequest(
+      this.#socket,
+      req,
+      new Http2Response(stream, req.method === "HEAD", this.#options.sendTimeoutMs),
+    );
   }
 
   #ended(): void {

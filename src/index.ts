@@ -30,9 +30,10 @@ export type {
   StoreFact,
   StoreInspection,
 } from "./core/store.ts";
-export { type ConfigSource, Gateway, type GatewayOptions } from "./gateway.ts";
+export { Gateway, type GatewayOptions } from "./gateway.ts";
 export { ListenError } from "./listening.ts";
 export type { LogDestination } from "./observe/logging.ts";
+export type { ConfigSource } from "./reloader.ts";
 export { AttributesByCommit } from "./store/attributes.ts";
 export { SessionCodec, type SessionCodecOptions } from "./store/codec.ts";
 export type { CustomStoreOptions, OpenCustomStore } from "./store/custom.ts";

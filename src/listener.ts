@@ -238,6 +238,7 @@ export function createListener(generations: Generations, options: ListenerOption
     maxFields: limits.head.maxFields,
     headTimeoutMs: limits.head.timeoutMs,
     idleTimeoutMs: limits.idleTimeoutMs,
+    sendTimeoutMs: limits.sendTimeoutMs,
     onRequest: (socket, req, res) => {
       const conversation = begin(socket, req, res, "2", req.expectsContinue);
       const problem = http2Problem(req, limits.head.maxBytes);
@@ -301,6 +302,8 @@ export function createListener(generations: Generations, options: ListenerOption
     socket.resume();
   });
   server.on("clientError", (error: ClientError, socket: Socket) => {
+    // It has had its last answer, which is still to be read; `linger.ts` sees to its end.
+    if (socket.writableEnded) return;
     const connection = connectionOf(socket);
     const refusal = describeClientError(error);
     const [current] = connection.running;
@@ -317,6 +320,9 @@ export function createListener(generations: Generations, options: ListenerOption
       current.onClose?.();
       const forPerson = isForPerson(current.req.rawHeaders);
       writeRefusal(current, socket, { ...refusal, forPerson }, current.exchange);
+      // Its answer is on its way, and it is over now, not when the connection has lingered.
+      if (current.res instanceof ServerResponse) current.res.detachSocket(socket);
+      current.res.emit("close");
     }
   });
   return { server, care: { leave: () => http2.close(), cut } };

@@ -51,6 +51,8 @@ export interface ConnectionCare {
 
 /** Before its deadline, a drain asks those to end that it would otherwise have waited for till then. */
 const FAREWELL_MS = 1_000;
+/** How long a client may go on sending after its answer is out, milliseconds. */
+const LAST_LINGERING_MS = 1_000;
 /** How long the last answers may take to go out. */
 const LAST_ANSWERS_MS = 250;
 
@@ -58,7 +60,11 @@ const LAST_ANSWERS_MS = 250;
 export class Connections {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  /** TLS over them: what is underneath does not know whether all has been said. */
+  readonly #encrypted = new Set<Socket>();
   readonly #care: ConnectionCare;
+  /** Since when a connection has been seen with all said on our side, by `performance.now()`. */
+  readonly #finished = new WeakMap<Socket, number>();
 
   constructor(server: Server, care: ConnectionCare = {}) {
     this.#server = server;
@@ -67,6 +73,10 @@ export class Connections {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
     });
+    server.on("secureConnection", (socket: Socket) => {
+      this.#encrypted.add(socket);
+      socket.once("close", () => this.#encrypted.delete(socket));
+    });
   }
 
   /** A connection becomes idle when its answer is out; one that has never said anything is idle too, also for Node 24. */
@@ -74,9 +84,19 @@ export class Connections {
     this.#server.closeIdleConnections();
     // Again and again: a handshake that was under way may have ended since.
     this.#care.leave?.();
-    for (const socket of this.#sockets) if (socket.bytesRead === 0) socket.destroy();
+    for (const socket of this.#sockets) if (socket.bytesRead === 0 || this.#hasLingered(socket)) socket.destroy();
+    for (const socket of this.#encrypted) if (this.#hasLingered(socket)) socket.destroy();
     const { lastToGo } = this.#care;
     if (lastToGo !== undefined && lastToGo.open >= this.#sockets.size) lastToGo.closeAll();
+  }
+
+  /** A client that sends on behind its last answer (`core/linger.ts`) does not hold up the end. */
+  #hasLingered(socket: Socket): boolean {
+    if (!socket.writableFinished) return false;
+    const now = performance.now();
+    const since = this.#finished.get(socket) ?? now;
+    this.#finished.set(socket, since);
+    return now - since > LAST_LINGERING_MS;
   }
 
   /** Ends what is left. @returns how many requests had not ended. */

@@ -59,7 +59,8 @@ export class RequestLimiter {
     if (shared === undefined) return this.#checkOwn(rule, key, "local");
     const now = performance.now();
     const emptyFor = (this.#empty.get(key) ?? 0) - now;
-    if (emptyFor > 0) {
+    // A token is never further away than the time between two: what is was said by a rule before a reload.
+    if (emptyFor > 0 && emptyFor <= intervalOf(rule) + 1) {
       this.#options.onChecked("memory");
       throw refusal(rule, emptyFor);
     }
@@ -101,13 +102,22 @@ export class RequestLimiter {
   #checkOwn(rule: BucketRule, key: string, by: LimiterAnswer): undefined {
     this.#options.onChecked(by);
     const now = performance.now();
-    const intervalMs = 1000 / rule.rate;
-    const fullAt = Math.max(this.#own.get(key) ?? 0, now) + intervalMs;
-    const waitMs = fullAt - now - rule.burst * intervalMs;
+    const intervalMs = intervalOf(rule);
+    const emptyAt = now + rule.burst * intervalMs;
+    const before = Math.max(this.#own.get(key) ?? 0, now);
+    // Emptier than empty: left by a slower rule, before a reload. It fills at the new rate.
+    if (before > emptyAt + 0.001) this.#own.set(key, emptyAt);
+    const fullAt = Math.min(before, emptyAt) + intervalMs;
+    const waitMs = fullAt - emptyAt;
     // What was put together from fractions is a little off.
     if (waitMs > 0.001) throw refusal(rule, waitMs);
     this.#own.set(key, fullAt);
   }
+}
+
+/** Milliseconds from one token to the next. */
+function intervalOf({ rate }: BucketRule): number {
+  return 1000 / rate;
 }
 
 /** @throws Error when it takes too long. */

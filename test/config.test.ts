@@ -152,13 +152,11 @@ observe: { log: { level: loud }, traces: { ratio: 2 } }
   t.equal(problems.length, expected.length, problems.join("\n"));
 });
 
-t.test("keys of later versions are named as such, not as mistakes", async (t) => {
-  const text = "workers: auto\nroutes: [{ upstream: http://a }]";
-  t.same(problemsOf(text), ["workers: not supported by this version"]);
-});
-
 t.test("rules between keys", async (t) => {
   const cases: [text: string, problem: RegExp][] = [
+    ["workers: auto\nstore: 'memory:'", /^workers: must be 1 with the store memory:/],
+    ["workers: '2'\nstore: { primary: 'memory:', fallback: 'sqlite:x' }", /^workers: must be 1 with the store memory:/],
+    ["workers: 0", /^workers: must be a whole number from 1 to 256/],
     ["session: { cookie: { secure: false } }", /cookie\.secure: browsers refuse the cookie name/],
     [
       "session: { cookie: { domain: example.com } }",

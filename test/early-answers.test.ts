@@ -11,8 +11,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectTls } from "node:tls";
 import t from "tap";
 import { makeCertificate } from "./support/certificates.ts";
+import { ask, until } from "./support/client.ts";
 import { http2Connect } from "./support/http2-client.ts";
-import { startGateway, startHttp, temporaryFolder } from "./support/servers.ts";
+import { startGateway, startHttp, startUpstream, temporaryFolder } from "./support/servers.ts";
 
 // Each has a gateway of its own, and one waits for a silence.
 t.jobs = 4;
@@ -182,4 +183,62 @@ t.test("HTTP/2: whole, then the stream ends without an error", async (t) => {
       t.equal(stream.rstCode, 0, name);
     }
   }
+});
+
+const HANDSHAKE =
+  "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+  "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+t.test("refusals of what is no request reach a client that sends on, and nothing of that is read", async (t) => {
+  const upstream = await startUpstream(t);
+  const perAddress = { rate: "1/h", burst: 1 };
+  const gateway = await startGateway(t, {
+    routes: [
+      { match: { path: "/" }, upstream: upstream.url, session: "optional" },
+      { match: { path: "/members" }, upstream: upstream.url, session: "required" },
+      { match: { path: "/once" }, upstream: upstream.url, session: "none", limits: { requests: { perAddress } } },
+    ],
+  });
+  await ask(`${gateway.url}/once`);
+  const smuggled = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  const cases: [name: string, first: string, status: string][] = [
+    ["a malformed field", "GET / HTTP/1.1\r\nHost: localhost\r\nno field\r\n\r\n", "400"],
+    ["cookies that have piled up", `GET / HTTP/1.1\r\nHost: localhost\r\nCookie: ${"c".repeat(40_000)}`, "431"],
+    ["a target that is too long", `GET /${"t".repeat(40_000)}`, "414"],
+    ["a malformed chunk", "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "400"],
+    ["two Hosts", "GET / HTTP/1.1\r\nHost: localhost\r\nHost: other\r\n\r\n", "400"],
+    ["a handshake of no version", `${HANDSHAKE}\r\n`, "426"],
+    [
+      "a handshake from elsewhere",
+      `${HANDSHAKE}Sec-WebSocket-Version: 13\r\nOrigin: https://evil.example\r\n\r\n`,
+      "403",
+    ],
+    ["a handshake of nobody", `${HANDSHAKE.replace(" / ", " /members ")}Sec-WebSocket-Version: 13\r\n\r\n`, "401"],
+    ["a handshake too many", `${HANDSHAKE.replace(" / ", " /once ")}Sec-WebSocket-Version: 13\r\n\r\n`, "429"],
+  ];
+  let refused = 1;
+  for (const [name, first, status] of cases) {
+    const socket = connectTcp({ port: gateway.port, host: "127.0.0.1", allowHalfOpen: true });
+    await once(socket, "connect");
+    socket.on("error", () => {});
+    socket.write(first);
+    await until(async () => (await gateway.exchanges()).length > refused);
+    refused++;
+    // What makes no sense, what does, and more than anybody would keep of it.
+    for (const piece of ["\0\0\0\0", smuggled.repeat(150), smuggled, Buffer.alloc(MIB, "x")]) {
+      socket.write(piece);
+      await delay(20);
+    }
+    let text = "";
+    for await (const piece of socket.setEncoding("latin1")) text += piece;
+    t.match(text, new RegExp(`^HTTP/1\\.1 ${status} `), name);
+    t.match(text, /("traceId":"\w{32}"\}|<\/html>)\n$/, "all of it");
+    t.equal(text.match(/HTTP\/1\.1/g)?.length, 1);
+    if (status === "426") t.match(text, /^connection: upgrade, close\r$/m);
+  }
+  t.equal((await gateway.exchanges()).length, refused, "one record each");
+  t.same(
+    upstream.received.map(({ url }) => url),
+    ["/once"],
+  );
 });

@@ -1,7 +1,7 @@
 /** What is in the log: lines and fields as listed, sampled and bounded, and nothing that commands a terminal. */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants, mkdirSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, mkdirSync, openSync, readSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
@@ -42,6 +42,7 @@ import {
 } from "./support/servers.ts";
 import { FAILING, RESETTING, TestTarget, WELL } from "./support/targets.ts";
 import { startWebSocketApp } from "./support/websockets.ts";
+import { startWorkers } from "./support/workers.ts";
 
 type Line = Readonly<Record<string, unknown>>;
 
@@ -238,6 +239,20 @@ async function reloads(t: Teardown): Promise<Line[]> {
   return running.logs;
 }
 
+/** One is killed, its successor cannot start, and then they are told to end. */
+async function livesOfWorkers(t: Teardown): Promise<Line[]> {
+  const pages = join(await temporaryFolder(t), "pages");
+  mkdirSync(pages);
+  writeFileSync(join(pages, "error.html"), "<p>sorry</p>");
+  const gateway = await startWorkers(t, { errors: { pages } });
+  await rm(pages, { recursive: true });
+  process.kill(gateway.pidOf(1), "SIGKILL");
+  await until(() => gateway.events("worker.exited").length === 2);
+  gateway.running.child.kill("SIGTERM");
+  await gateway.running.ended;
+  return gateway.logs();
+}
+
 /** An application whose addresses fail one after the other, and whose name cannot be resolved any more. */
 async function troubledTargets(t: Teardown): Promise<Line[]> {
   const target = await TestTarget.start(t);
@@ -330,6 +345,7 @@ t.test("every event that is written is listed with its fields, and every listed 
       watches(t),
       reloads(t),
       openWebSocket(t),
+      livesOfWorkers(t),
       troubledTargets(t),
       tooMany(t),
     ])

@@ -4,6 +4,7 @@ import { Redis } from "ioredis";
 import t from "tap";
 import { METRICS } from "../src/observe/names.ts";
 import { ask, cookiePair, raw, until } from "./support/client.ts";
+import { startDns } from "./support/dns.ts";
 import { exportTo, startReceiver } from "./support/otlp.ts";
 import { freePort, SECRET, startApp, startGateway, startRedis, startUpstream } from "./support/servers.ts";
 
@@ -118,7 +119,34 @@ function scraped(metrics: string): string[] {
 async function eventful(t: Parameters<typeof startApp>[0]) {
   const app = await startApp(t);
   const redis = await startRedis(t);
-  const gateway = await startGateway(t, { upstream: app.url, store: redis.url });
+  const dns = await startDns(t, ["127.0.0.1"]);
+  const down = `http://127.0.0.1:${await freePort()}`;
+  const named = app.url.replace("127.0.0.1", "app.test");
+  const gateway = await startGateway(t, {
+    listen: { port: 0, trustedProxies: ["192.0.2.1"] },
+    forwardAuth: { path: "/verify" },
+    store: redis.url,
+    routes: [
+      { upstream: app.url, session: "optional", write: ["user"] },
+      { match: { path: "/checked" }, upstream: { targets: [app.url], health: { path: "/" } }, session: "none" },
+      {
+        match: { path: "/named" },
+        upstream: { targets: [named], resolve: { servers: [dns.address] } },
+        session: "none",
+      },
+      {
+        match: { path: "/pool" },
+        upstream: { targets: [app.url, down], ejection: { failures: 1, duration: "100ms" } },
+        session: "none",
+      },
+    ],
+  });
+  await ask(`${gateway.url}/verify`);
+  await until(async () => {
+    await ask(`${gateway.url}/pool`);
+    return /^coatcheck_upstream_returns_total\{.* [1-9]/m.test(await gateway.metrics());
+  });
+  await until(async () => /^coatcheck_upstream_health_checks_total\{.* [1-9]/m.test(await gateway.metrics()));
   await until(async () => /^coatcheck_session_feed\{state="tracking"\} 1$/m.test(await gateway.metrics()));
   const reply = await ask(`${gateway.url}/start`, {
     method: "POST",
@@ -128,6 +156,8 @@ async function eventful(t: Parameters<typeof startApp>[0]) {
   await ask(gateway.url, { headers: { cookie: cookiePair(reply.setCookie[0]) } });
   // The listeners of this gateway have no TLS; admin-tls.test.ts and tls.test.ts see real ones.
   gateway.gateway.observer.metrics.certificate("admin", Date.now());
+  // It is one process; workers.test.ts sees several.
+  gateway.gateway.observer.metrics.workerUse(1, 1, 1);
   gateway.gateway.observer.metrics.handshakeFailed("alert");
   await redis.kill();
   for (let i = 0; i < 5; i++) await ask(`${gateway.url}/start`, { method: "POST", body: '{"user":{"id":"1"}}' });

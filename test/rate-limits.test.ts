@@ -262,3 +262,18 @@ t.test("limits come and go with a reload", async (t) => {
   await gateway.gateway.reload(configOf({}));
   t.same(await statuses(gateway.url, 3), [200, 200, 200]);
 });
+
+t.test("a limit that was too low locks nobody out once it is raised", async (t) => {
+  const redis = await startRedis(t);
+  const upstream = await startUpstream(t);
+  const routes = [{ upstream: upstream.url, session: "none" }];
+  for (const store of ["memory:", redis.url]) {
+    const limits = perAddress(SLOW, 1);
+    const gateway = await startGateway(t, { store, routes, limits }, PATIENT);
+    t.same(await statuses(gateway.url, 3), [200, 429, 429]);
+    await gateway.gateway.reload(loadConfig({ store, routes, limits: perAddress("1000/s", 100) }, {}).config);
+    // The bucket is empty still, and fills at the new rate.
+    await until(async () => (await ask(gateway.url)).status === 200);
+    await until(async () => (await statuses(gateway.url, 3)).every((status) => status === 200));
+  }
+});

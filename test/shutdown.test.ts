@@ -106,3 +106,19 @@ t.test("closing twice is closing once", async (t) => {
   await Promise.all([gateway.gateway.close(), gateway.gateway.close()]);
   t.equal(gateway.logs.filter((line) => line.event === "gateway.stopped").length, 1);
 });
+
+t.test("a client that sends on behind its last answer does not hold it up", async (t) => {
+  const gateway = await startGateway(t, { shutdown: { timeout: "20s" } });
+  const socket = connect({ port: gateway.port, host: "127.0.0.1", allowHalfOpen: true });
+  socket.on("error", () => {});
+  await once(socket, "connect");
+  socket.write("POST / HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 1000000\r\n\r\n");
+  const [answer] = await once(socket, "data");
+  t.match(String(answer), /^HTTP\/1\.1 400 /);
+  const timer = setInterval(() => socket.writable && socket.write("x"), 50);
+  const startedMs = performance.now();
+  await gateway.gateway.close();
+  t.ok(performance.now() - startedMs < 10_000);
+  clearInterval(timer);
+  socket.destroy();
+});

@@ -30,7 +30,8 @@ const isItAllRight: Row = {
     }),
     stat({
       title: "CPU",
-      about: "Of one core, of the busiest instance. JavaScript runs on one: near 1, add instances.",
+      about:
+        "Of one core for each worker, of the busiest instance. Near 1: more workers if there are more cores, or more instances.",
       unit: "percentunit",
       decimals: 0,
       thresholds: [
@@ -38,7 +39,11 @@ const isItAllRight: Row = {
         ["orange", 0.7],
         ["red", 0.9],
       ],
-      queries: [{ expr: `max(${rate("process_cpu_seconds_total")})` }],
+      queries: [
+        {
+          expr: `max(sum by (instance) (${rate("process_cpu_seconds_total")}) / sum by (instance) (${of("coatcheck_workers", 'state="serving"')}))`,
+        },
+      ],
     }),
     stat({
       title: "Memory",
@@ -275,6 +280,56 @@ const whatRuns: Row = {
   ],
 };
 
+const workers: Row = {
+  title: "Workers",
+  panels: [
+    series({
+      title: "Workers by state",
+      about:
+        "Processes that serve, of all instances; one each, unless `workers` says more. `waiting` is one that has ended and is not back yet.",
+      unit: "short",
+      stacked: true,
+      colors: { serving: "green", starting: "blue", draining: "orange", waiting: "red" },
+      queries: [{ expr: `sum by (state) (${of("coatcheck_workers")})`, legend: "{{state}}" }],
+    }),
+    series({
+      title: "Workers that ended unasked",
+      about:
+        "In each interval, by how. `killed` is mostly the kernel, for want of memory; the log has `worker.exited`.",
+      unit: "short",
+      alert: "CoatcheckWorkersKeepEnding",
+      queries: [
+        {
+          expr: `sum by (instance, reason) (increase(${of("coatcheck_worker_restarts_total")}[$__rate_interval]))`,
+          legend: "{{instance}} {{reason}}",
+        },
+      ],
+    }),
+    series({
+      title: "CPU by worker",
+      about: "Of one core; of a single process, where there is one. One far above the others has the busy connections.",
+      unit: "percentunit",
+      queries: [
+        {
+          expr: `sum by (instance, worker) (${rate("coatcheck_worker_cpu_seconds_total")}) or on (instance) sum by (instance) (${rate("process_cpu_seconds_total")})`,
+          legend: "{{instance}} {{worker}}",
+        },
+      ],
+    }),
+    series({
+      title: "Memory by worker",
+      about: "Resident; of a single process, where there is one. A gap: a worker was replaced.",
+      unit: "bytes",
+      queries: [
+        {
+          expr: `sum by (instance, worker) (${of("coatcheck_worker_memory_bytes")}) or on (instance) sum by (instance) (${of("process_resident_memory_bytes")})`,
+          legend: "{{instance}} {{worker}}",
+        },
+      ],
+    }),
+  ],
+};
+
 const telemetry: Row = {
   title: "What observes",
   panels: [
@@ -304,5 +359,5 @@ export const runtime: DashboardOptions = {
   title: "Coatcheck / Runtime",
   about:
     "The processes: event loop, memory, descriptors, configuration, certificates, and what is lost of spans and log lines.",
-  rows: [isItAllRight, eventLoop, memory, whatRuns, telemetry],
+  rows: [isItAllRight, eventLoop, memory, workers, whatRuns, telemetry],
 };

@@ -106,6 +106,16 @@ const EXCHANGE = z.looseObject({
 
 const EVENT = z.looseObject({ time: z.string(), level: z.string(), event: z.string(), msg: optionalText });
 
+const WORKER = z.looseObject({
+  worker: z.int(),
+  state: z.string(),
+  restarts: z.int(),
+  pid: optionalNumber,
+  startedAt: optionalText,
+  runtime: RUNTIME.optional(),
+  cache: CACHE.nullable().optional(),
+});
+
 export const DUMP = z.looseObject({
   format: z.literal(DUMP_FORMAT),
   formatVersion: z.literal(DUMP_FORMAT_VERSION),
@@ -119,6 +129,10 @@ export const DUMP = z.looseObject({
   events: z.array(EVENT).describe("Newest first."),
   exchanges: z.record(z.string(), z.array(EXCHANGE)).describe("By ring, newest first."),
   metrics: z.string().describe("OpenMetrics."),
+  workers: z
+    .array(WORKER)
+    .optional()
+    .describe("Absent: there is one process. Otherwise `runtime` is of the busiest, and the rest of all together."),
 });
 
 export type Dump = z.output<typeof DUMP>;

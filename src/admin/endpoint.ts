@@ -30,6 +30,8 @@ export interface Call<Query = Record<never, never>, Body = undefined> {
   readonly client: string;
   /** A browser asks: it would rather have a page than JSON. */
   readonly wantsPage: boolean;
+  /** See `AdminRequest`. */
+  readonly id?: string | undefined;
   /** Aborted when the client has gone. */
   readonly signal: AbortSignal;
 }

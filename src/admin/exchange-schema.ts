@@ -42,6 +42,7 @@ const WATCH = z.strictObject({
 });
 
 const RECORD = z.strictObject({
+  worker: z.int().optional().describe("Which one served it; absent: there is one process."),
   time: z.iso.datetime(),
   traceId: z.string(),
   spanId: z.string(),

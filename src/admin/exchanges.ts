@@ -52,7 +52,8 @@ const QUERY = z.strictObject({
   after: id.optional().describe("Span id of a record: only newer ones."),
 });
 
-const ANSWER = z.strictObject({
+/** The answer. */
+export const EXCHANGES = z.strictObject({
   ring: z.enum(RINGS),
   kept: z.int().describe("How many the ring holds, with after=: how many newer ones."),
   matched: z.int().describe("How many of these are what was asked for."),
@@ -71,7 +72,7 @@ export function exchangesEndpoint(observer: Observer): [path: string, endpoint: 
         GET: action({
           about,
           query: QUERY,
-          answer: ANSWER,
+          answer: EXCHANGES,
           reply: async ({ query: { ring, limit, after, ...filter } }) => {
             const records = ring === "watch" ? observer.watches.records() : observer.recorder.records(ring);
             const { kept, matched, found } = await select(records, { filter, limit, after });

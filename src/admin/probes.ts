@@ -16,6 +16,12 @@ export interface ProbeOptions {
 }
 
 const STATUS = z.strictObject({ status: z.string() });
+const READINESS = STATUS.extend({
+  workers: z
+    .strictObject({ ready: z.int(), configured: z.int() })
+    .optional()
+    .describe("How many of them are; absent: there is one process."),
+});
 const INDEX = z.strictObject({ coatcheck: z.string(), endpoints: z.record(z.string(), z.string()) });
 
 /** What load balancers, Prometheus and the curious ask: the index, the probes and the metrics. */
@@ -50,11 +56,11 @@ export function probeEndpoints(options: ProbeOptions): [path: string, endpoint: 
       {
         ...get({
           about: "200 while requests are welcome: the store answers and nothing is being shut down; 503 otherwise",
-          answer: STATUS,
+          answer: READINESS,
           statuses: {
             503: {
-              when: "the store does not answer, the gateway is shutting down, or an upstream with health.readiness is out",
-              answer: STATUS,
+              when: "the store does not answer, no worker serves, the gateway is shutting down, or an upstream with health.readiness is out",
+              answer: READINESS,
             },
           },
           reply: readiness,

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import type { Profiler } from "../observe/profiler.ts";
-import { action, BadCall, type Endpoint, type Reply } from "./endpoint.ts";
+import { action, BadCall, type Endpoint, type Reply, wholeText } from "./endpoint.ts";
 
 const MAX_SECONDS = 60;
 
@@ -10,6 +10,11 @@ const seconds = z
   .max(MAX_SECONDS)
   .describe("How long to watch.");
 
+const OF_WORKER = z.strictObject({
+  worker: wholeText(1, 256)
+    .optional()
+    .describe("Number of the worker; absent: any of them. Says nothing where there is one process."),
+});
 const CPU = z.strictObject({ seconds });
 const HEAP = z.union(
   [
@@ -48,7 +53,7 @@ export function profileEndpoints(options: {
         actions: {
           POST: action({
             about: cpuAbout,
-            query: z.strictObject({}),
+            query: OF_WORKER,
             body: CPU,
             answer: "application/json",
             statuses: STATUSES,
@@ -67,7 +72,7 @@ export function profileEndpoints(options: {
         actions: {
           POST: action({
             about: heapAbout,
-            query: z.strictObject({}),
+            query: OF_WORKER,
             body: HEAP,
             answer: "application/json",
             statuses: STATUSES,

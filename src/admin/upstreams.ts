@@ -22,12 +22,16 @@ const TARGET = z.strictObject({
   endpoints: z.array(ENDPOINT).describe("One, or one for each address of a name that Coatcheck resolves."),
 });
 const UPSTREAM = z.strictObject({
+  worker: z.int().optional().describe("Whose view this is: each finds out for itself. Absent: there is one process."),
   routes: z.array(z.string()).describe("That send requests there."),
   balance: z.enum(BALANCES).nullable().describe("null: there is nothing to choose."),
   panic: z.boolean().describe("No target is in service, so that all of them get requests."),
   queued: z.int().describe("Requests that wait for a connection."),
   targets: z.array(TARGET),
 });
+
+/** The answer. */
+export const UPSTREAMS = z.strictObject({ upstreams: z.array(UPSTREAM) });
 
 /** Every target with its state. */
 export function upstreamsEndpoint(list: () => readonly UpstreamSummary[]): [path: string, endpoint: Endpoint] {
@@ -38,7 +42,7 @@ export function upstreamsEndpoint(list: () => readonly UpstreamSummary[]): [path
       actions: {
         GET: action({
           about: "the upstreams of this instance: targets, health, ejections, connections in use, requests that wait",
-          answer: z.strictObject({ upstreams: z.array(UPSTREAM) }),
+          answer: UPSTREAMS,
           reply: () => json(200, { upstreams: list() }),
         }),
       },

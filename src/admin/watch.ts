@@ -7,7 +7,8 @@ import { action, BadCall, durationText, type Endpoint, handleText, json } from "
 
 const time = z.iso.datetime();
 
-const SUMMARY: z.ZodType<WatchSummary> = z.strictObject({
+/** One watch. */
+export const WATCH: z.ZodType<WatchSummary> = z.strictObject({
   id: z.string(),
   user: z.string().nullable(),
   handle: z.string().nullable(),
@@ -19,8 +20,9 @@ const SUMMARY: z.ZodType<WatchSummary> = z.strictObject({
   lastRequestAt: time.nullable(),
   handles: z.array(z.string()).describe("Of the sessions that were met."),
 });
-const LIST: z.ZodType<WatchList> = z.strictObject({
-  watches: z.array(SUMMARY),
+/** All of them. */
+export const WATCHES: z.ZodType<WatchList> = z.strictObject({
+  watches: z.array(WATCH),
   kept: z.int().describe("How many requests GET /debug/exchanges?ring=watch has."),
   keptUntil: time.nullable().describe("When these are forgotten; null while there is a watch."),
 });
@@ -50,19 +52,20 @@ export function watchEndpoint(watches: Watches): [path: string, endpoint: Endpoi
         GET: action({
           about: "the watches and what they have gathered",
           query: z.strictObject({}),
-          answer: LIST,
+          answer: WATCHES,
           reply: () => json(200, watches.list()),
         }),
         POST: action({
           about: "puts a user or a session under watch, or lets a watch go on",
           query: z.strictObject({}),
           body: BEGIN,
-          answer: SUMMARY,
+          answer: WATCH,
           statuses: { 409: "there are too many watches" },
-          reply: ({ body }) => {
+          reply: ({ body, id }) => {
             const begun = watches.begin(
               target(body, 'say whom: {"user": ID} or {"handle": HANDLE}, one of them'),
               body.for,
+              id,
             );
             return begun === undefined
               ? json(409, {
@@ -74,7 +77,7 @@ export function watchEndpoint(watches: Watches): [path: string, endpoint: Endpoi
         DELETE: action({
           about: "ends a watch; what it has gathered stays for ten minutes",
           query: TARGET,
-          answer: SUMMARY,
+          answer: WATCH,
           statuses: { 404: "nobody watches them" },
           reply: ({ query }) => {
             const ended = watches.end(target(query, "say which: ?user=ID or ?handle=HANDLE, one of them"));

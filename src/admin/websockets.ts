@@ -4,6 +4,7 @@ import { MAX_USER_ID_LENGTH } from "../core/session.ts";
 import { action, type Endpoint, handleText, json } from "./endpoint.ts";
 
 const SOCKET = z.strictObject({
+  worker: z.int().optional().describe("Which one holds it; absent: there is one process."),
   handle: z.string().nullable().describe("Of the session; null: it was opened without one."),
   user: z.string().nullable(),
   route: z.string(),
@@ -13,7 +14,8 @@ const SOCKET = z.strictObject({
   bytesOut: z.int().describe("Octets from the application."),
   traceId: z.string().describe("Of the handshake."),
 });
-const LIST = z.strictObject({ count: z.int(), truncated: z.boolean(), websockets: z.array(SOCKET) });
+/** The answer. */
+export const WEBSOCKETS = z.strictObject({ count: z.int(), truncated: z.boolean(), websockets: z.array(SOCKET) });
 const QUERY = z.strictObject({
   user: z.string().min(1).max(MAX_USER_ID_LENGTH).optional().describe("Id of a user."),
   handle: handleText.optional().describe("Handle of a session, or more of its key."),
@@ -31,7 +33,7 @@ export function webSocketsEndpoint(
         GET: action({
           about: "open WebSockets of this instance, newest first; 1000 at most",
           query: QUERY,
-          answer: LIST,
+          answer: WEBSOCKETS,
           reply: ({ query: { user, handle } }) => json(200, list({ userId: user, handle })),
         }),
       },

@@ -24,7 +24,8 @@ export function renderSummary(dump: Dump): string {
     ["Log-outs", renderLogouts(dump)],
     ["Slowest requests", renderSlowest(dump)],
     ["Routes", renderRoutes(recent(dump))],
-    ["Process", renderRuntime(dump)],
+    [dump.workers === undefined ? "Process" : "The busiest worker", renderRuntime(dump)],
+    ["Workers", renderWorkers(dump)],
     ["Last warnings and errors", renderEvents(dump)],
   ];
   const shown = parts.filter(([, text]) => text !== "");
@@ -178,6 +179,19 @@ function renderRuntime({ runtime }: Dump): string {
       `${machine.cpus} processors, load ${machine.loadAverage.join(" ")}, ${shownBytes(machine.memoryBytes)} memory, ${shownBytes(machine.freeMemoryBytes)} free`,
     ],
   ];
+  return table(rows.map((row) => row.map((cell) => plain(cell))));
+}
+
+function renderWorkers({ workers = [] }: Dump): string {
+  const rows = workers.map(({ worker, state, restarts, pid, runtime }) => [
+    String(worker),
+    state,
+    pid === undefined ? "" : `pid ${pid}`,
+    restarts === 0 ? "never restarted" : `restarted ${grouped(restarts)} times`,
+    runtime === undefined
+      ? ""
+      : `${shownBytes(runtime.memory.rssBytes)}, event loop busy ${percent(runtime.eventLoop.utilization)}`,
+  ]);
   return table(rows.map((row) => row.map((cell) => plain(cell))));
 }
 

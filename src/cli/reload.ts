@@ -1,6 +1,7 @@
 import { type Environment, loadConfigFile } from "../config/load.ts";
 import { stampOfSync } from "../file-watch.ts";
-import type { ConfigSource, Gateway } from "../gateway.ts";
+import type { Gateway } from "../gateway.ts";
+import type { ConfigSource } from "../reloader.ts";
 
 /** A configuration file, before it is read for the first time. */
 export function sourceOf(file: string, environment: Environment): ConfigSource {

@@ -1,8 +1,10 @@
+import cluster from "node:cluster";
 import type { Config } from "../config/compile.ts";
 import { MIN_SECRET_LENGTH } from "../config/fields.ts";
 import { type Environment, loadConfig, loadConfigFile } from "../config/load.ts";
 import { Gateway } from "../gateway.ts";
 import { VERSION } from "../version.ts";
+import type { Primary, PrimaryOptions } from "../workers/primary.ts";
 import { endWhenUnread, FAILED, parse, print, tellOptions, UsageError, WRONG_USAGE } from "./arguments.ts";
 import { check } from "./check.ts";
 import { runDemo } from "./demo.ts";
@@ -43,6 +45,7 @@ Options of serve and check:
       --store URL       with --upstream: redis://…, sqlite:FILE or memory:
                         (default: sqlite:./sessions.db)
       --port N          with --upstream: port for browsers (default: 8080)
+      --workers N       with --upstream: processes that serve, a number or auto (default: 1)
       --admin-port N    with --upstream: port for operators (default: 9090)
 
 Environment:
@@ -85,6 +88,7 @@ export async function run(args: readonly string[], environment: Environment): Pr
 }
 
 async function dispatch(args: readonly string[], environment: Environment): Promise<number> {
+  if (cluster.isWorker) return (await import("../workers/worker.ts")).runWorker({ attend, untilSignal });
   const [first, ...others] = args;
   if (first !== undefined && COMMANDS.includes(first) && first !== "serve" && first !== "demo") endWhenUnread();
   if (first === "explain") return runExplain(others, environment);
@@ -107,7 +111,7 @@ async function dispatch(args: readonly string[], environment: Environment): Prom
     case "serve": {
       const names = Object.keys(values).map((name) => `--${name}`);
       const source = values.config === undefined ? undefined : sourceOf(values.config, environment);
-      const gateway = await Gateway.create(load(values, environment).config, {
+      const gateway = await create(load(values, environment).config, {
         command: [command, ...names],
         ...(source && { source }),
       });
@@ -137,6 +141,7 @@ const OPTIONS = {
   store: { type: "string" },
   port: { type: "string" },
   "admin-port": { type: "string" },
+  workers: { type: "string" },
   help: { type: "boolean", short: "h" },
   version: { type: "boolean", short: "v" },
 } as const;
@@ -146,7 +151,7 @@ type Options = ReturnType<typeof parse<typeof OPTIONS>>["values"];
 function load(options: Options, environment: Environment): { config: Config } {
   const { config, upstream, write, store, port } = options;
   if (config !== undefined) {
-    for (const name of ["upstream", "write", "store", "port", "admin-port"] as const) {
+    for (const name of ["upstream", "write", "store", "port", "admin-port", "workers"] as const) {
       if (options[name] !== undefined)
         throw new UsageError(`--${name} does not go with --config; write it into the file`);
     }
@@ -157,6 +162,7 @@ function load(options: Options, environment: Environment): { config: Config } {
   const settings = {
     ...(port !== undefined && { listen: { port } }),
     ...(options["admin-port"] !== undefined && { admin: { port: options["admin-port"] } }),
+    ...(options.workers !== undefined && { workers: options.workers }),
     ...(store !== undefined && { store }),
     ...(secret && { session: { cookie: { secrets: [secret] } } }),
     routes: [{ upstream, session: "optional", write: (write ?? "user").split(",").map((key) => key.trim()) }],
@@ -164,8 +170,15 @@ function load(options: Options, environment: Environment): { config: Config } {
   return loadConfig(settings, environment, "command line");
 }
 
+/** One process, or several below this one; only who has several loads what that takes. */
+async function create(config: Config, options: PrimaryOptions): Promise<Gateway | Primary> {
+  if (config.workers === 1) return Gateway.create(config, options);
+  const { Primary } = await import("../workers/primary.ts");
+  return Primary.create(config, options);
+}
+
 /** What a process does for its gateway, beside ending it. */
-function attend(gateway: Gateway): void {
+function attend(gateway: Gateway | Primary): void {
   guard(gateway);
   dumpOnSignal(gateway);
 }

@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { availableParallelism } from "node:os";
 import type { IdentityHeader } from "../core/identity.ts";
 import type { ObserveSettings } from "../core/observe-settings.ts";
 import type { Route } from "../core/routes.ts";
@@ -36,7 +37,9 @@ export interface ListenTlsConfig {
   readonly strictTransport: string | undefined;
 }
 
-/** What the code works with: made once, frozen, times in milliseconds. */
+/**
+ * What the code works with: made once, frozen, times in milliseconds. Data that can be cloned, because workers are sent it.
+ */
 export interface Config {
   /** What this was made from, in the words of the file, with secrets: two configurations are compared by it. */
   readonly settings: Settings;
@@ -53,6 +56,8 @@ export interface Config {
     /** Paths of files. */
     readonly tls: { readonly cert: string; readonly key: string } | undefined;
   };
+  /** Processes that serve, at least one. */
+  readonly workers: number;
   readonly store: string | { readonly primary: string; readonly fallback: string };
   readonly session: {
     readonly idleTimeoutMs: number;
@@ -114,6 +119,7 @@ export function compile(
     settings,
     listen: { ...listen, tls: listen.tls && compileListenTls(listen.tls) },
     admin: { host: admin.host, port: admin.port, token: admin.token, tls: admin.tls },
+    workers: settings.workers === "auto" ? availableParallelism() : settings.workers,
     store: settings.store,
     session: {
       idleTimeoutMs: ms(session.idleTimeout),

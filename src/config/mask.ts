@@ -16,6 +16,7 @@ const SHOWN: ReadonlySet<string> = new Set([
   "admin.host",
   "admin.tls.cert",
   "admin.tls.key",
+  "workers",
   "session.codec",
   "session.layout",
   "session.bind",

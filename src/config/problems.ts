@@ -28,9 +28,6 @@ export function formatPath(path: Path): string {
   return text === "" ? "(top level)" : text;
 }
 
-/** Keys of the configuration contract that this version does not have yet: not mistakes, but not obeyed either. */
-const PLANNED: ReadonlySet<string> = new Set(["workers"]);
-
 /** Lines for a schema error; an unknown key comes with the nearest known one. */
 export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {
   return issues.flatMap((issue) => {
@@ -46,9 +43,7 @@ export function describeIssues(issues: readonly z.core.$ZodIssue[]): string[] {
     const known = knownKeys(issue.path);
     return issue.keys.map((key) => {
       const path = formatPath([...issue.path, key]);
-      return PLANNED.has(path.replace(/\[\d+\]/g, "[]"))
-        ? `${path}: not supported by this version`
-        : `${path}: unknown key${hint(key, known)}`;
+      return `${path}: unknown key${hint(key, known)}`;
     });
   });
 }

@@ -17,6 +17,7 @@ export const NEEDS_RESTART: readonly string[] = [
   "limits.sendTimeout",
   "limits.maxPipelined",
   "admin",
+  "workers",
   "store",
   "cache",
   "session.absoluteTimeout",
@@ -39,7 +40,9 @@ export interface ConfigChange {
 /** What becomes of a running configuration when another is read. The environment of traces stays. */
 export function change(running: Config, read: Config): ConfigChange {
   const settings = applicable(running.settings, read.settings);
-  const secret = running.session.ephemeralSecret ? running.session.cookie.secrets[0] : undefined;
+  // One that was made has been made for all workers.
+  const made = [running, read].find(({ session }) => session.ephemeralSecret);
+  const secret = made?.session.cookie.secrets[0];
   return {
     config: compile(settings, running.observe.traceExport, secret),
     applied: changedKeys(running.settings, settings),

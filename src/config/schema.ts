@@ -816,6 +816,13 @@ const shutdown = z
   .prefault({})
   .describe("What SIGTERM and SIGINT do.");
 
+const workers = z
+  .union([z.literal("auto"), whole(1, 256)], { error: "must be auto, or a whole number from 1 to 256" })
+  .default(1)
+  .describe(
+    "How many processes serve: `auto` is one for each core that this one may use. With more than one, a process without traffic of its own starts them, replaces those that end, and has the admin listener; [docs/workers.md](workers.md). Not with `memory:`, which each of them would have for itself. The command line only: a program that embeds Coatcheck is one process.",
+  );
+
 const errors = z
   .strictObject({
     pages: z
@@ -833,6 +840,7 @@ export const settingsSchema = z
   .strictObject({
     listen,
     admin,
+    workers,
     store,
     cache,
     session,
@@ -876,6 +884,13 @@ export const settingsSchema = z
         });
       seen.set(id, index);
     });
+    const stores = typeof value.store === "string" ? [value.store] : Object.values(value.store);
+    if (value.workers !== 1 && stores.includes("memory:"))
+      context.addIssue({
+        code: "custom",
+        path: ["workers"],
+        message: "must be 1 with the store memory:, which each process would have for itself; use sqlite: or redis:",
+      });
   });
 
 /** The configuration with every default filled in, still in the words of the file. */

@@ -21,6 +21,8 @@ export function lingerAtEnd(socket: Socket | null | undefined): void {
  * connection, and a reset takes along what the client has not read of the answer.
  */
 export function endLingering(this: Socket): void {
+  // Nobody parses it any more: what makes no sense in it would be refused, and the connection closed, a second time.
+  this.removeAllListeners("data").on("data", drop);
   this.resume();
   // All of the answer first, at the pace of the client, which has a minute for each step as ever.
   this.end(() => {
@@ -36,3 +38,5 @@ export function endLingering(this: Socket): void {
     this.once("close", () => clearInterval(watch));
   });
 }
+
+function drop(): void {}

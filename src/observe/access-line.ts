@@ -7,8 +7,14 @@ import { ATTRIBUTES as A } from "./names.ts";
  * the exchange appears here or nowhere. Words of our own are put in as they are, everything else through `JSON.stringify`.
  *
  * @param share of such lines that is written; 1: all.
+ * @param worker number of the one of several processes that served it; absent: there is one process.
  */
-export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "error", share = 1): string {
+export function renderAccessLine(
+  exchange: Exchange,
+  level: "info" | "warn" | "error",
+  share = 1,
+  worker?: number,
+): string {
   const { route, error, errorMessage, handle, upstream, stripped } = exchange;
   const durationMs = exchange.endedMs ?? 0;
   let line =
@@ -29,6 +35,7 @@ export function renderAccessLine(exchange: Exchange, level: "info" | "warn" | "e
   if (exchange.limited !== undefined) line += `,"limited":"${exchange.limited}"`;
   if (share < 1) line += `,"sample":${share}`;
   if (stripped !== undefined) line += `,"stripped":${JSON.stringify(stripped)}`;
+  if (worker !== undefined) line += `,"worker":${worker}`;
   return `${line},"msg":"request"}\n`;
 }
 

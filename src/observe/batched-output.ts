@@ -52,6 +52,12 @@ export class BatchedOutput {
     else this.#used += this.#batch.write(line, this.#used);
   }
 
+  /** @param lines whole ones, which nobody changes any more: they are not copied. */
+  writeLines(lines: Buffer): void {
+    this.#send();
+    this.#pass(lines);
+  }
+
   /** Writes what is left and waits for it, but not for ever; nothing is gathered after this. */
   async end(): Promise<void> {
     clearInterval(this.#timer);

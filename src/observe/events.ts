@@ -16,6 +16,7 @@ export const LINE_FIELDS = {
   time: "When it was written: ISO 8601, UTC, milliseconds.",
   event: "What kind of line it is; its name never changes.",
   msg: "The same for a person, in words that may change.",
+  "worker?": "With `workers`: the number of the one that writes it. Absent: the process above them, or the only one.",
 } as const satisfies Fields;
 
 /** In every line that belongs to a request. */
@@ -420,8 +421,32 @@ export const EVENTS = {
       "redirect?": "Where they are redirected from to HTTPS, if anywhere.",
       admin: "Where operators reach it.",
       store: "Kind of the session store.",
+      "workers?": "How many processes serve; absent: one.",
     },
     advice: "Unexpected: something ended the process before; look at the lines above.",
+  },
+  "worker.started": {
+    levels: ["info"],
+    about: "With `workers`: a worker serves.",
+    fields: { worker: "Its number, from 1.", pid: "Its process.", took_s: "From its start until it served, seconds." },
+    advice: "Unexpected: the `worker.exited` above says why the one before ended.",
+  },
+  "worker.exited": {
+    levels: ["error", "info"],
+    about:
+      "With `workers`: a worker has ended. `error`: unasked; another one takes its place. `info`: the gateway ends.",
+    fields: {
+      worker: "Its number.",
+      pid: "Its process.",
+      served_s: "How long it served, seconds; 0: it never did.",
+      "status?": "Its exit status.",
+      "signal?": "The signal that ended it.",
+      "problem?": "Why it could not start.",
+      "reason?": "`killed`, `crashed`, `exited` or `not_started`, as in `coatcheck_worker_restarts_total`.",
+      "pause_s?": "How long until the next one is started, seconds.",
+    },
+    advice:
+      "`SIGKILL`: probably the kernel's out-of-memory killer (`dmesg`). `crashed`: report the `error.unexpected` above with its stack. `not_started`: `problem` says what to mend.",
   },
   "gateway.draining": {
     levels: ["info"],
@@ -439,7 +464,8 @@ export const EVENTS = {
     about: "The last request has ended; `warn` when some had not in time and were cut.",
     fields: {
       duration_s: "Since `gateway.draining`, seconds.",
-      requests_cut: "How many requests were cut (error `proxy_shutdown`).",
+      "requests_cut?":
+        "How many requests were cut (error `proxy_shutdown`). Absent of the process above workers: each of them says its own.",
     },
     advice:
       "Missing after `gateway.draining`: it was killed, or something hung. Requests cut: give `shutdown.timeout` more.",

@@ -34,6 +34,8 @@ export interface LogOptions {
   readonly slowerThanMs: number;
   /** Lines for a person at a terminal; absent: JSON. */
   readonly pretty?: { readonly colours: boolean };
+  /** Number of this process among several, in each line; absent: there is one process. */
+  readonly worker?: number;
   /** Default: standard output, written in batches. */
   readonly destination?: LogDestination;
   /** Told how many lines were lost, because standard output was blocked or closed. */
@@ -49,6 +51,7 @@ export class Log {
   access: AccessLines;
   sample: number;
   slowerThanMs: number;
+  readonly #worker: number | undefined;
   readonly #pino: pino.Logger;
   readonly #destination: LogDestination;
   readonly #output: BatchedOutput | undefined;
@@ -56,7 +59,8 @@ export class Log {
   readonly #gatewayEvents = new Ring<LogEvent>(EVENTS_KEPT);
 
   constructor(options: LogOptions) {
-    const { pretty } = options;
+    const { pretty, worker } = options;
+    this.#worker = worker;
     this.access = options.access;
     this.sample = options.sample;
     this.slowerThanMs = options.slowerThanMs;
@@ -70,7 +74,7 @@ export class Log {
     this.#pino = pino(
       {
         level: options.level,
-        base: null,
+        base: worker === undefined ? null : { worker },
         timestamp: () => `,"time":"${isoTime(Date.now())}"`,
         formatters: { level: (label) => ({ level: label }) },
       },
@@ -99,7 +103,8 @@ export class Log {
       }
     }
     const level = exchange.status >= 500 ? "error" : exchange.error === "session_write_conflict" ? "warn" : "info";
-    if (this.#pino.isLevelEnabled(level)) this.#destination.write(renderAccessLine(exchange, level, share));
+    if (this.#pino.isLevelEnabled(level))
+      this.#destination.write(renderAccessLine(exchange, level, share, this.#worker));
   }
 
   /** Something that happened in a request. @param fields names and values that are safe to show. */
@@ -149,6 +154,12 @@ export class Log {
   #keep(level: string, fields: { readonly event: string; readonly [field: string]: unknown }): void {
     const ring = fields.trace_id === undefined || level === "error" ? this.#gatewayEvents : this.#requestEvents;
     ring.push({ time: isoTime(Date.now()), level, ...fields });
+  }
+
+  /** Passes on lines that another process has made. @param lines whole ones. */
+  relay(lines: Buffer): void {
+    if (this.#output === undefined) this.#destination.write(lines.toString());
+    else this.#output.writeLines(lines);
   }
 
   /** Writes what is gathered, and waits for it a little; the end. */

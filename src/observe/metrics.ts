@@ -1,4 +1,4 @@
-import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Gauge, type Metric } from "prom-client";
 import { type Exchange, LOGOUT_REASONS, type LogoutReason } from "../core/exchange.ts";
 import { HANDSHAKE_FAILURES, type HandshakeFailure } from "../core/handshake-failure.ts";
 import { METHOD_LABELS, type MethodLabel } from "../core/labels.ts";
@@ -21,7 +21,9 @@ import {
   type UpstreamFigures,
 } from "../core/upstream.ts";
 import { WEBSOCKET_CLOSE_REASONS, type WebSocketCloseReason } from "../core/websocket.ts";
+import { WORKER_ENDS, WORKER_STATES, type WorkerEnd, type WorkerState } from "../core/workers.ts";
 import { PathHistogram, type Series } from "./histogram.ts";
+import { type MetricSnapshot, openMetricsRegistry, snapshotOf } from "./merged-metrics.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
 
 /** Of the targets of so many configurations, what was counted is kept: the last of it has yet to be scraped. */
@@ -100,6 +102,10 @@ export class Metrics {
   readonly #logLinesDropped = this.#counter("coatcheck_log_lines_dropped_total");
   readonly #certificateNotAfter = this.#gauge("coatcheck_certificate_not_after_timestamp_seconds");
   readonly #handshakeFailures = this.#counter("coatcheck_tls_handshake_failures_total");
+  readonly #workers = this.#gauge("coatcheck_workers");
+  readonly #workerRestarts = this.#counter("coatcheck_worker_restarts_total");
+  readonly #workerCpu = this.#counter("coatcheck_worker_cpu_seconds_total");
+  readonly #workerMemory = this.#gauge("coatcheck_worker_memory_bytes");
   readonly #spansDropped = this.#counter("coatcheck_spans_dropped_total");
   #cache: CacheSize = { entries: 0, bytes: 0 };
   #configsInUse = () => 1;
@@ -143,6 +149,8 @@ export class Metrics {
     for (const reason of WEBSOCKET_CLOSE_REASONS) this.#webSocketsClosed.inc({ reason }, 0);
     for (const direction of ["in", "out"]) this.#webSocketBytes.inc({ direction }, 0);
     for (const result of ["applied", "refused"]) this.#reloads.inc({ result }, 0);
+    for (const reason of WORKER_ENDS) this.#workerRestarts.inc({ reason }, 0);
+    this.workers({ serving: 1 });
     this.#restartNeeded.set(0);
     this.#draining.set(0);
     this.#configurationApplied();
@@ -156,6 +164,11 @@ export class Metrics {
   /** The scrape. */
   render(): Promise<string> {
     return this.#registry.metrics();
+  }
+
+  /** What there is to render, for a process that renders that of many. */
+  snapshot(): Promise<MetricSnapshot[]> {
+    return snapshotOf(this.#registry);
   }
 
   requestStarted({ connectionScheme: scheme, methodLabel }: Exchange): void {
@@ -220,8 +233,12 @@ export class Metrics {
 
   #upstreamAnswered(upstream: string, up: boolean): void {
     // A rise from nothing to one is no rise for Prometheus.
-    if (!this.#upstreams.has(upstream))
-      for (const reason of RETRY_REASONS) this.#upstreamRetries.inc({ ...serverLabels(upstream), reason }, 0);
+    if (!this.#upstreams.has(upstream)) {
+      const labels = serverLabels(upstream);
+      for (const reason of RETRY_REASONS) this.#upstreamRetries.inc({ ...labels, reason }, 0);
+      this.#retriesRefused.inc(labels, 0);
+      this.#spared.inc(labels, 0);
+    }
     this.#upstreams.set(upstream, up);
   }
 
@@ -437,6 +454,25 @@ export class Metrics {
     this.#touchesDropped.inc();
   }
 
+  /** @param counts of the states that there are; the others are 0. */
+  workers(counts: Readonly<Partial<Record<WorkerState, number>>>): void {
+    for (const state of WORKER_STATES) this.#workers.set({ state }, counts[state] ?? 0);
+  }
+
+  workerRestarted(reason: WorkerEnd): void {
+    this.#workerRestarts.inc({ reason });
+  }
+
+  /** @param cpuSeconds since the last time. */
+  workerUse(worker: number, cpuSeconds: number, memoryBytes: number): void {
+    this.#workerCpu.inc({ worker }, Math.max(0, cpuSeconds));
+    this.#workerMemory.set({ worker }, memoryBytes);
+  }
+
+  workerGone(worker: number): void {
+    this.#workerMemory.remove({ worker });
+  }
+
   watchesActive(count: number): void {
     this.#watchesActive.set(count);
   }
@@ -519,12 +555,6 @@ export class Metrics {
     const { help, labels }: MetricDefinition = METRICS[name];
     return new Gauge({ name, help, labelNames: [...labels], registers: [this.#registry], ...(collect && { collect }) });
   }
-}
-
-function openMetricsRegistry(): Registry {
-  const registry = new Registry();
-  registry.setContentType(Registry.OPENMETRICS_CONTENT_TYPE as never);
-  return registry;
 }
 
 /** @param upstream `host:port`. */

@@ -11,14 +11,26 @@ const FINE_BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.
 /** OpenTelemetry's advice for database operations, and two finer ones: Redis answers in less than a millisecond. */
 const DB_BUCKETS = [0.00025, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10];
 
+/**
+ * What several processes that answer as one say of a metric: their sum, the value of the one that has most or least, or
+ * what the primary knows and the workers do not.
+ */
+export type AcrossWorkers = "sum" | "max" | "min" | "primary";
+
 export interface MetricDefinition {
   readonly type: "counter" | "gauge" | "histogram";
   readonly help: string;
   readonly labels: readonly string[];
   readonly buckets?: readonly number[];
+  /** Absent of a counter or a histogram: the sum. */
+  readonly acrossWorkers?: AcrossWorkers;
   /** What to look at when it moves. */
   readonly advice: string;
 }
+
+/** A gauge has to say what it is across workers: the sum of two that are 1 while all is well would be 2. */
+type CompleteDefinition = MetricDefinition &
+  ({ readonly type: "counter" | "histogram" } | { readonly type: "gauge"; readonly acrossWorkers: AcrossWorkers });
 
 export const METRICS = {
   http_server_request_duration_seconds: {
@@ -33,6 +45,7 @@ export const METRICS = {
     type: "gauge",
     help: "Requests in flight.",
     labels: ["http_request_method", "url_scheme"],
+    acrossWorkers: "sum",
     advice: "Rises when the upstream slows down or clients read slowly; never falls to zero when a request hangs.",
   },
   http_client_request_duration_seconds: {
@@ -109,12 +122,14 @@ export const METRICS = {
     type: "gauge",
     help: "Whether the session store answered last time (1) or not (0).",
     labels: ["store"],
+    acrossWorkers: "min",
     advice: "0: requests that need a session get 503, cookies are left alone, and everything goes on when it is back.",
   },
   coatcheck_session_store_sessions: {
     type: "gauge",
     help: "About how many live sessions the store holds; asked once a minute.",
     labels: ["store"],
+    acrossWorkers: "max",
     advice:
       "All gateways on one store say the same, so take the maximum and not the sum. In Redis it is an estimate beyond a thousand keys. A sudden fall without log-outs: sessions were lost.",
   },
@@ -135,18 +150,21 @@ export const METRICS = {
     type: "gauge",
     help: "Servers of the session store that are not asked, because they have not answered lately.",
     labels: [],
+    acrossWorkers: "max",
     advice: "Above 0: an outage, in a cluster perhaps of one node. It is asked in the background until it answers.",
   },
   coatcheck_session_cache_entries: {
     type: "gauge",
     help: "Sessions in the near cache.",
     labels: [],
+    acrossWorkers: "sum",
     advice: "Much fewer than active users: see evictions, and `cache.maxAge`.",
   },
   coatcheck_session_cache_bytes: {
     type: "gauge",
     help: "About how much memory they take, bytes.",
     labels: [],
+    acrossWorkers: "sum",
     advice: "Near `cache.maxBytes` with evictions: raise it, or store less in a session.",
   },
   coatcheck_session_cache_evictions_total: {
@@ -166,6 +184,7 @@ export const METRICS = {
     type: "gauge",
     help: "How the session store tells of changes: 1 for the current state, 0 for the others.",
     labels: ["state"],
+    acrossWorkers: "max",
     advice:
       "`tracking` is the normal state. `messages`: the server refuses CLIENT TRACKING. `lost`: the near cache is bypassed. `refused`: it is off.",
   },
@@ -188,6 +207,7 @@ export const METRICS = {
     type: "gauge",
     help: "Whether the target is in service and its last request was answered (1) or not (0): refused, cut, or too slow.",
     labels: ["server_address", "server_port"],
+    acrossWorkers: "min",
     advice:
       "0: visitors get 502 or 504. `error_type` of `http_client_request_duration_seconds` says how it fails. Absent until the first request.",
   },
@@ -214,12 +234,14 @@ export const METRICS = {
     type: "gauge",
     help: "Whether no target of an upstream is in service, so that all of them get requests (1), or not (0); by the first route that has it.",
     labels: ["http_route"],
+    acrossWorkers: "max",
     advice: "1: every health check fails. If visitors are served all the same, it is the check that is wrong.",
   },
   coatcheck_upstream_endpoints: {
     type: "gauge",
     help: "Addresses of a target by whether they are in service; one, unless Coatcheck resolves its name.",
     labels: ["server_address", "server_port", "state"],
+    acrossWorkers: "max",
     advice:
       "`out` above 0: see `coatcheck_upstream_ejections_total`. Both 0: the name has no address; see `upstream.resolve-failed`.",
   },
@@ -227,6 +249,7 @@ export const METRICS = {
     type: "gauge",
     help: "Requests under way and WebSockets, by target.",
     labels: ["server_address", "server_port"],
+    acrossWorkers: "sum",
     advice:
       "Near `maxConnections`: requests are about to wait. Uneven: one target is slower than the others, or has more weight.",
   },
@@ -261,6 +284,7 @@ export const METRICS = {
     type: "gauge",
     help: "Requests that wait for a connection, by the first route that has the upstream.",
     labels: ["http_route"],
+    acrossWorkers: "sum",
     advice: "Above 0: `maxConnections` is reached. The application is slow, or may have more at a time.",
   },
   coatcheck_upstream_queue_wait_seconds: {
@@ -294,12 +318,14 @@ export const METRICS = {
     type: "gauge",
     help: "Whether this process counts requests for itself because Redis gives no answer (1) or not (0).",
     labels: [],
+    acrossWorkers: "max",
     advice: "1: as `coatcheck_session_store_up`; requests are not held up, and limits hold for each gateway by itself.",
   },
   coatcheck_connections_open: {
     type: "gauge",
     help: "Connections of clients, whatever they speak.",
     labels: [],
+    acrossWorkers: "sum",
     advice: "Near `limits.connections.total`: more gateways, a shorter `limits.idleTimeout`, or an attack.",
   },
   coatcheck_connections_refused_total: {
@@ -340,6 +366,7 @@ export const METRICS = {
     type: "gauge",
     help: "Users and sessions under watch.",
     labels: [],
+    acrossWorkers: "max",
     advice:
       "Each watched request is traced and recorded with its header sections. Watches end by themselves; `coatcheck watch --list` tells which there are.",
   },
@@ -347,6 +374,7 @@ export const METRICS = {
     type: "gauge",
     help: "WebSockets that are open.",
     labels: [],
+    acrossWorkers: "sum",
     advice:
       "Each takes a connection to the client and one to the application. `GET /websockets` tells whose they are. Falls to 0 at once: an application was restarted, or a gateway is about to end.",
   },
@@ -381,6 +409,7 @@ export const METRICS = {
     type: "gauge",
     help: "Until when the certificate of a listener is valid, seconds since the epoch.",
     labels: ["listener"],
+    acrossWorkers: "min",
     advice:
       "Renew it before: new files are taken up within half a minute. Renewed, and still near its end: see `certificate.refused` in the log.",
   },
@@ -401,24 +430,59 @@ export const METRICS = {
     type: "counter",
     help: "Attempts to read the configuration file again, by what became of it.",
     labels: ["result"],
+    acrossWorkers: "primary",
     advice: "`refused`: the log line `config.reload-refused` has every problem; what was in effect before goes on.",
   },
   coatcheck_config_last_reload_successful: {
     type: "gauge",
     help: "Whether the configuration was applied the last time it was read (1) or refused (0).",
     labels: [],
+    acrossWorkers: "primary",
     advice: "0: the file is broken, and the next restart would fail. `coatcheck check --config FILE` says why.",
   },
   coatcheck_config_last_reload_timestamp_seconds: {
     type: "gauge",
     help: "When the configuration that is in effect was read, seconds since the epoch.",
     labels: [],
+    acrossWorkers: "primary",
     advice: "Differs between instances that should have been reloaded together: one did not hear of it, or refused.",
+  },
+  coatcheck_workers: {
+    type: "gauge",
+    help: "Processes that serve, by what they are doing.",
+    labels: ["state"],
+    acrossWorkers: "primary",
+    advice:
+      "`serving` is what `workers` says when all is well, 1 for a single process. `starting`: not ready yet. `waiting`: it ended and is started again after a pause, which grows while that goes on. `draining`: it ends and still has requests.",
+  },
+  coatcheck_worker_restarts_total: {
+    type: "counter",
+    help: "Workers that ended unasked and were replaced, by how they ended.",
+    labels: ["reason"],
+    acrossWorkers: "primary",
+    advice:
+      "`killed`: a signal; look for the kernel's out-of-memory killer. `crashed`: a mistake in Coatcheck or in a store of your own; `error.unexpected` in the log is what went wrong. `exited`: somebody ended that process by hand. `not_started`: it ended before it was ready; `worker.exited` says why. Requests in flight on it were lost, sessions never are.",
+  },
+  coatcheck_worker_cpu_seconds_total: {
+    type: "counter",
+    help: "Processor time of each worker and of those that it replaced, user and system. None of a single process.",
+    labels: ["worker"],
+    acrossWorkers: "primary",
+    advice:
+      "Much more in one than in the others: a few busy connections, such as those of one HTTP/2 proxy in front, are with that one. Each near 1 a second: the machine needs more cores.",
+  },
+  coatcheck_worker_memory_bytes: {
+    type: "gauge",
+    help: "Resident memory of each worker. None of a single process.",
+    labels: ["worker"],
+    acrossWorkers: "primary",
+    advice: "Grows in all of them: sessions in the near cache. Grows without end: take a heap profile of that worker.",
   },
   coatcheck_config_restart_needed: {
     type: "gauge",
     help: "Keys of the configuration that was read last which differ from what is in effect, because a restart is needed.",
     labels: [],
+    acrossWorkers: "primary",
     advice:
       "Above 0: the log line `config.reloaded` names them (`needs_restart`). Restart, one instance after the other.",
   },
@@ -426,6 +490,7 @@ export const METRICS = {
     type: "gauge",
     help: "Configurations that requests go by: the one in effect, and those before it whose requests have not ended.",
     labels: [],
+    acrossWorkers: "max",
     advice:
       "Above 1 for long after a reload: requests that last, such as server-sent events, go on by the configuration that they began with.",
   },
@@ -433,6 +498,7 @@ export const METRICS = {
     type: "gauge",
     help: "Whether the gateway is about to end (1): no longer ready, while requests in flight finish.",
     labels: [],
+    acrossWorkers: "primary",
     advice:
       "For longer than `shutdown.delay` and `shutdown.timeout` together: it hangs; the supervisor should kill it.",
   },
@@ -440,9 +506,10 @@ export const METRICS = {
     type: "gauge",
     help: "Always 1; the labels tell what runs.",
     labels: ["version", "node_version"],
+    acrossWorkers: "max",
     advice: "Differs between instances during a rollout only.",
   },
-} as const satisfies Record<string, MetricDefinition>;
+} as const satisfies Record<string, CompleteDefinition>;
 
 export type MetricName = keyof typeof METRICS;
 

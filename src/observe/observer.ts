@@ -4,7 +4,7 @@ import type { ConnectionRefusal } from "../core/limits.ts";
 import { LOG_LEVELS, type ObserveSettings } from "../core/observe-settings.ts";
 import { servedExchange } from "../core/on-behalf.ts";
 import type { ReloadCause, ReloadResult } from "../core/reload.ts";
-import type { SessionEvent, SessionKey } from "../core/session.ts";
+import type { Handle, SessionEvent, SessionKey } from "../core/session.ts";
 import type { FeedState, SessionStore, StoreObserver } from "../core/store.ts";
 import type { TraceExport } from "../core/trace-export.ts";
 import type { EndpointName, UpstreamObserver } from "../core/upstream.ts";
@@ -32,6 +32,8 @@ export interface ObserverOptions extends ObserveConfig {
   readonly logDestination?: LogDestination;
   /** See `LogOptions`. */
   readonly prettyLog?: { readonly colours: boolean };
+  /** See `LogOptions`. */
+  readonly worker?: number;
 }
 
 /** How a WebSocket ended; bytes are from the client and from the application. */
@@ -51,6 +53,8 @@ export class Observer {
   readonly log: Log;
   readonly recorder: Recorder;
   readonly watches: Watches;
+  /** Told of sessions that a watch has met, for other processes that watch the same. */
+  onMet: ((watchId: string, handle: Handle) => void) | undefined;
   readonly #spoofAttempts: SpoofAttempts;
   readonly #refusedVerifications: RefusedVerifications;
   readonly #refusedWriteBacks: RefusedWriteBacks;
@@ -67,13 +71,14 @@ export class Observer {
   }
 
   private constructor(options: ObserverOptions) {
-    const { traces, recorder, logDestination, prettyLog } = options;
+    const { traces, recorder, logDestination, prettyLog, worker } = options;
     this.metrics = new Metrics(options);
     this.log = new Log({
       ...options.log,
       slowerThanMs: traces.slowerThanMs,
       onDropped: (lines) => this.metrics.logLinesDropped(lines),
       ...(prettyLog && { pretty: prettyLog }),
+      ...(worker !== undefined && { worker }),
       ...(logDestination && { destination: logDestination }),
     });
     this.#spoofAttempts = new SpoofAttempts(this.log);
@@ -84,6 +89,7 @@ export class Observer {
     this.watches = new Watches({
       onBegan: (watch) => this.#watchChanged("watch.began", watch, { until: new Date(watch.endsAt).toISOString() }),
       onEnded: (watch, by) => this.#watchChanged("watch.ended", watch, { by, requests: watch.requests }),
+      onMet: (id, handle) => this.onMet?.(id, handle),
     });
     this.#ratio = traces.ratio;
     this.#recorderSizes = recorder;

@@ -17,6 +17,8 @@ const MAX_HANDLES = 64;
 export interface WatchesOptions {
   readonly onBegan: (watch: Watch) => void;
   readonly onEnded: (watch: Watch, by: "time" | "operator") => void;
+  /** Of somebody under watch another session was met. */
+  readonly onMet?: (id: string, handle: Handle) => void;
 }
 
 /** One user or one visitor under watch. */
@@ -64,13 +66,14 @@ export class Watches {
 
   /**
    * Begins a watch; one for the same target goes on, with a new end.
+   * @param newId for one that begins, where several processes are to call it the same.
    * @returns `undefined` when there are too many.
    */
-  begin(target: WatchTarget, forMs: number): WatchSummary | undefined {
+  begin(target: WatchTarget, forMs: number, newId = newSpanId()): WatchSummary | undefined {
     const before = this.#find(target);
     if (before === undefined && this.#watches.size >= MAX_WATCHES) return undefined;
     const now = Date.now();
-    const id = before?.id ?? newSpanId();
+    const id = before?.id ?? newId;
     clearTimeout(before?.timer);
     const watch: RunningWatch = {
       id,
@@ -139,9 +142,18 @@ export class Watches {
       const watch = this.#watches.get(id);
       if (watch === undefined) continue;
       count(watch, exchange);
-      if (capture.followers.has(id)) remember(watch.handles, exchange.handle);
+      const { handle } = exchange;
+      if (handle === undefined || !capture.followers.has(id) || watch.handles.has(handle)) continue;
+      remember(watch.handles, handle);
+      this.#options.onMet?.(id, handle);
     }
     this.#ring.push(renderWatched(exchange, capture));
+  }
+
+  /** Another process has met a session of somebody under watch: requests with its cookie are meant here, too. */
+  met(id: string, handle: Handle): void {
+    const watch = this.#watches.get(id);
+    if (watch !== undefined && !watch.handles.has(handle)) remember(watch.handles, handle);
   }
 
   /** Lets go of the timers. */
@@ -194,8 +206,7 @@ function isNamed({ target, handles }: RunningWatch, handle: Handle): boolean {
   return handles.has(handle) || ("handle" in target && target.handle === handle);
 }
 
-function remember(known: Set<Handle>, handle: Handle | undefined): void {
-  if (handle === undefined) return;
+function remember(known: Set<Handle>, handle: Handle): void {
   known.add(handle);
   const [oldest] = known;
   if (known.size > MAX_HANDLES && oldest !== undefined) known.delete(oldest);

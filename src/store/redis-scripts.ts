@@ -94,7 +94,7 @@ export const SCRIPTS = {
 /**
  * A token bucket in one number: the moment at which it will be full again, by the clock of Redis, in microseconds (the
  * generic cell rate algorithm). In place of the library's own script, which counts in fixed windows and lets twice the
- * quota pass around their edge.
+ * quota pass around their edge. What is emptier than empty was left by a slower rule, before a reload: it fills at the new rate.
  *
  * The name is the library's. It defines the command once more, with the same script, but too late for a pipeline that is open
  * at that moment: ioredis would end the process over a command that a pipeline does not know.
@@ -110,7 +110,10 @@ export const BUCKET_SCRIPTS = {
   local interval = window / burst
   local full = tonumber(redis.call('GET', KEYS[1]) or '') or now
   if full < now then full = now end
-  if full > now + window then full = now + window end
+  if full > now + window then
+    full = now + window
+    redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.ceil(window / 1000))
+  end
   local after = full + interval * tonumber(ARGV[1])
   if after > now + window then return { burst + 1, math.ceil((after - now - window) / 1000) } end
   redis.call('SET', KEYS[1], string.format('%.0f', after), 'PX', math.ceil((after - now) / 1000))

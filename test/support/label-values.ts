@@ -16,6 +16,7 @@ import { CONNECTION_REFUSALS, LIMIT_REASONS, LIMITER_ANSWERS } from "../../src/c
 import { FEED_STATES, type SessionStore, STORE_FAILURES, type StoreObserver } from "../../src/core/store.ts";
 import { EJECTION_REASONS, QUEUE_REFUSALS, RETRY_REASONS, RETURN_REASONS } from "../../src/core/upstream.ts";
 import { WEBSOCKET_CLOSE_REASONS } from "../../src/core/websocket.ts";
+import { WORKER_ENDS, WORKER_STATES } from "../../src/core/workers.ts";
 import type { Lifecycle } from "../../src/session/lifecycle.ts";
 import { KNOWN, metricOf } from "./dashboards.ts";
 
@@ -91,6 +92,8 @@ const BY_METRIC: Readonly<Record<string, Readonly<Record<string, readonly string
   coatcheck_tls_handshake_failures_total: { reason: HANDSHAKE_FAILURES },
   coatcheck_websockets_closed_total: { reason: WEBSOCKET_CLOSE_REASONS },
   coatcheck_websocket_bytes_total: { direction: ["in", "out"] },
+  coatcheck_workers: { state: WORKER_STATES },
+  coatcheck_worker_restarts_total: { reason: WORKER_ENDS },
   coatcheck_upstream_ejections_total: { reason: EJECTION_REASONS },
   coatcheck_upstream_returns_total: { reason: RETURN_REASONS },
   coatcheck_upstream_retries_total: { reason: RETRY_REASONS },
