@@ -121,16 +121,22 @@ export function watchCertificate({
   onRefused,
   pollMs = POLL_MS,
 }: CertificateWatch): () => void {
+  let isOver = false;
   const onChanged = async (): Promise<void> => {
     try {
       const renewed = await readKeyPair(files);
+      if (isOver) return;
       if (renewed.notAfter <= Date.now()) throw new Error(`${files.cert} has ended already`);
       onReplaced(renewed);
     } catch (error) {
-      onRefused(error instanceof Error ? error.message : String(error));
+      if (!isOver) onRefused(error instanceof Error ? error.message : String(error));
     }
   };
-  return watchFiles({ files: [files.cert, files.key], stamp: pair.stamp, onChanged, pollMs }).end;
+  const watched = watchFiles({ files: [files.cert, files.key], stamp: pair.stamp, onChanged, pollMs });
+  return () => {
+    isOver = true;
+    watched.end();
+  };
 }
 
 async function read(file: string): Promise<Buffer> {

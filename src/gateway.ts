@@ -360,6 +360,7 @@ export class Gateway {
     if (limitsRequests(config)) await this.#limiter.open();
     const kept = this.#generations.upstreams;
     const gate = buildGate(config, files, this.#shared, kept);
+    this.#generations.announce(gate);
     const opened = gate.upstreams.filter((upstream) => upstream !== undefined && !kept.includes(upstream));
     await Promise.all(opened.map((upstream) => upstream?.begin()));
     if (this.#draining) {

@@ -71,6 +71,8 @@ export class Generation {
 /** The configurations of a gateway that have requests: the current one, and those before it. */
 export class Generations {
   #current: Generation;
+  /** What is about to be the current one, and must find its upstreams open. */
+  #coming: Gate | undefined;
   readonly #all = new Set<Generation>();
   readonly #onError: (error: unknown) => void;
 
@@ -104,15 +106,23 @@ export class Generations {
     return this.requests === 0;
   }
 
-  /** All that may have requests. */
+  /** All that have requests, or may have. */
   get upstreams(): readonly Upstream[] {
-    return [...new Set([...this.#all].flatMap(({ gate }) => gate.upstreams.filter(isUpstream)))];
+    const gates = [...this.#all].map(({ gate }) => gate);
+    if (this.#coming !== undefined) gates.push(this.#coming);
+    return [...new Set(gates.flatMap(({ upstreams }) => upstreams.filter(isUpstream)))];
+  }
+
+  /** `replace` follows, in a while: until then nothing that it has taken over is let go of. */
+  announce(gate: Gate): void {
+    this.#coming = gate;
   }
 
   /** From the next request on, it is this one; upstreams that only others had go when the requests of those have ended. */
   replace(gate: Gate): void {
     const before = this.#current;
     this.#current = new Generation(gate);
+    this.#coming = undefined;
     this.#all.add(this.#current);
     before.retire(() => this.#letGoOf(before));
   }

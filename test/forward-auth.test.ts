@@ -153,7 +153,9 @@ for (const [proxy, verify] of Object.entries(PROXIES)) {
   t.test(`${proxy}: an identity header of the browser's is refused, in every spelling`, async (t) => {
     const gateway = await startGateway(t, settings);
     const cookie = await signIn(gateway);
-    for (const name of ["X-User-Id", "x-user-id", "X_User_Id", "X.User.Id", "X-User_Roles", "x!session!handle"]) {
+    const internal = ["X-Coatcheck-Session", "x_coatcheck_session", "X-Session-Start"];
+    const names = ["X-User-Id", "x-user-id", "X_User_Id", "X.User.Id", "X-User_Roles", "x!session!handle", ...internal];
+    for (const name of names) {
       const { status, headers } = await verify(gateway, { path: "/account", cookie, headers: { [name]: "root" } });
       t.equal(status, 403, name);
       t.equal(headers["x-user-id"], undefined);

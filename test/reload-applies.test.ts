@@ -1,6 +1,7 @@
 /** What a reload changes is in effect with the next request, and requests that have begun go on by what they began with. */
+import { spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, open as openFile, readFile, rename, writeFile } from "node:fs/promises";
 import { Agent, type IncomingMessage, request, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { join } from "node:path";
@@ -11,6 +12,7 @@ import { NEEDS_RESTART } from "../src/config/reload.ts";
 import { settingsSchema } from "../src/config/schema.ts";
 import { makeCertificate } from "./support/certificates.ts";
 import { ask, cookiePair, until } from "./support/client.ts";
+import { startDns } from "./support/dns.ts";
 import {
   SECRET,
   startApp,
@@ -223,6 +225,33 @@ t.test("certificate, TLS version and HSTS; TLS itself needs a restart", async (t
   t.match(await seen(), { name: "two" });
 });
 
+t.test("a certificate that was being read when another was configured does not come back", async (t) => {
+  const folder = await temporaryFolder(t);
+  const [one, two] = [makeCertificate(folder, "one"), makeCertificate(folder, "two")];
+  const secure = (tls: object) => ({ listen: { host: "127.0.0.1", port: 0, tls } });
+  const gateway = await startGateway(t, secure(one), { certificatePollMs: 20 });
+  // Whoever reads a pipe waits for whoever writes.
+  const pipe = join(folder, "pipe");
+  t.equal(spawnSync("mkfifo", [pipe]).status, 0);
+  const key = await readFile(one.key);
+  await rename(pipe, one.key);
+  const writer = await openFile(one.key, "w");
+  await gateway.gateway.reload(testConfig(secure(two)));
+  await writer.writeFile(key);
+  await writer.close();
+  const nameNow = async () => {
+    const socket = connectTls({ port: gateway.port, host: "127.0.0.1", rejectUnauthorized: false });
+    await once(socket, "secureConnect");
+    const name = socket.getPeerCertificate().subject.CN;
+    socket.destroy();
+    return name;
+  };
+  for (let i = 0; i < 20; i++) {
+    t.equal(await nameNow(), "two");
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+});
+
 t.test("a WebSocket stays if it would be opened again, and is told to go if not", async (t) => {
   const [app, other] = [await startWebSocketApp(t), await startWebSocketApp(t)];
   const route = (path: string, more: object = {}) => ({
@@ -271,6 +300,22 @@ t.test("a WebSocket stays if it would be opened again, and is told to go if not"
   await stays.closed;
 });
 
+t.test("of targets that are long gone, nothing is left in the metrics", async (t) => {
+  const gateway = await startGateway(t, { upstream: "http://127.0.0.1:1" });
+  const counted = async () =>
+    new Set(Array.from((await gateway.metrics()).matchAll(/server_port="(\d+)"/g), ([, port]) => Number(port)));
+  for (let port = 1; port <= 15; port++) {
+    const targets = [`http://127.0.0.1:${port}`, "http://127.0.0.1:99"];
+    const upstream = { targets, health: { path: "/", interval: "10s" }, ejection: { failures: 1 } };
+    await gateway.gateway.reload(testConfig({ routes: [{ upstream, session: "none" }] }));
+    t.equal((await ask(gateway.url)).status, 502);
+    await until(async () => (await counted()).has(port));
+  }
+  const left = await counted();
+  for (const port of [1, 2, 3, 4]) t.notOk(left.has(port), `${port}`);
+  for (const port of [10, 14, 15, 99]) t.ok(left.has(port), `${port}`);
+});
+
 t.test("of reloads at the same time, the last one counts", async (t) => {
   const app = await startApp(t);
   const gateway = await startGateway(t, { upstream: app.url });
@@ -279,6 +324,31 @@ t.test("of reloads at the same time, the last one counts", async (t) => {
   await Promise.all(configs.map((config) => gateway.gateway.reload(config)));
   await ask(gateway.url);
   t.ok("x-three" in (app.received.at(-1)?.headers ?? {}));
+});
+
+t.test("an upstream that comes back is kept, though its last request from before ends during the reload", async (t) => {
+  const [app, other] = [await startSlowApp(t), await startSlowApp(t)];
+  const dns = await startDns(t, []);
+  dns.addresses = "silent";
+  const gateway = await startGateway(t, { upstream: app.url });
+  const slow = ask(`${gateway.url}/slow`);
+  await until(() => app.held.length === 1);
+  await gateway.gateway.reload(testConfig({ upstream: other.url }));
+  const named = { targets: ["http://app.example:80"], resolve: { servers: [dns.address] } };
+  const routes = [
+    { match: { path: "/" }, upstream: app.url, session: "optional" },
+    { match: { path: "/named" }, upstream: named, session: "optional" },
+  ];
+  const reload = gateway.gateway.reload(testConfig({ routes }));
+  await until(() => dns.questions > 0);
+  app.held[0]?.end();
+  t.equal((await slow).status, 200);
+  await until(async () => /^coatcheck_configs_in_use 1$/m.test(await gateway.metrics()));
+  dns.addresses = ["127.0.0.1"];
+  await reload;
+  t.equal((await ask(gateway.url)).status, 200);
+  await gateway.gateway.reload(testConfig({ upstream: other.url }));
+  await until(() => app.connections.size === 0);
 });
 
 t.test("a gateway that is about to end does not change any more", async (t) => {

@@ -4,8 +4,10 @@ import { connect } from "node:net";
 import t from "tap";
 import { WebSocket } from "ws";
 import { loadConfig } from "../src/config/load.ts";
+import { MemoryStore } from "../src/store/memory.ts";
 import { ask, until } from "./support/client.ts";
 import { startGateway, startHttp } from "./support/servers.ts";
+import { SteppedStore } from "./support/stepped-store.ts";
 import {
   balanced,
   counted,
@@ -194,3 +196,32 @@ t.test(
     t.equal((await underWay).body, `${good.port}`);
   },
 );
+
+for (const gone of ["the save fails", "the client leaves"] as const) {
+  t.test(`a place is given back when the answer to a login is whole before it is saved, and ${gone}`, async (t) => {
+    const saving: (() => void)[] = [];
+    const store = new SteppedStore(new MemoryStore(), (step) => {
+      if (step !== "create") return Promise.resolve();
+      if (gone === "the save fails") return Promise.reject(new Error("it is down"));
+      return new Promise<void>((resolve) => saving.push(resolve));
+    });
+    const app = await startHttp(t, (req, res) => {
+      req.resume();
+      const start = req.url === "/login" && { "X-Session-Start": '{"user":{"id":"7"}}' };
+      res.writeHead(204, { ...start }).end();
+    });
+    const upstream = { targets: [`http://127.0.0.1:${app.port}`], maxConnections: 1, queue: { size: 0 } };
+    const gateway = await startGateway(t, { routes: [{ upstream, session: "optional", write: ["user"] }] }, { store });
+    if (gone === "the save fails") t.equal((await ask(`${gateway.url}/login`)).status, 503);
+    else {
+      const socket = connect(gateway.port, "127.0.0.1");
+      socket.write("GET /login HTTP/1.1\r\nHost: a\r\n\r\n");
+      await until(() => saving.length === 1);
+      socket.destroy();
+      await until(async () => (await shown(gateway)).targets[0]?.endpoints[0]?.active === 0);
+      saving[0]?.();
+    }
+    t.equal((await shown(gateway)).targets[0]?.endpoints[0]?.active, 0);
+    t.equal((await ask(gateway.url)).status, 204);
+  });
+}

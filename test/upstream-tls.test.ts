@@ -7,9 +7,11 @@ import { join } from "node:path";
 import type { TLSSocket, TlsOptions } from "node:tls";
 import t, { type Test } from "tap";
 import { type Certificate, makeCertificate } from "./support/certificates.ts";
-import { ask } from "./support/client.ts";
+import { ask, until } from "./support/client.ts";
 import { run } from "./support/command.ts";
+import { startDns } from "./support/dns.ts";
 import { freePort, startGateway, startUpstream, temporaryFolder } from "./support/servers.ts";
+import { shown } from "./support/targets.ts";
 
 interface SecureUpstream {
   readonly port: number;
@@ -45,6 +47,28 @@ async function through(t: Test, target: string, tls: object | undefined, host = 
   };
   return { gateway, get };
 }
+
+t.test(
+  "a name that Coatcheck resolves stays the name: what is asked for, and what the certificate is for",
+  async (t) => {
+    const folder = await temporaryFolder(t);
+    const ca = makeCertificate(folder, "authority");
+    const certificate = makeCertificate(folder, "own", { names: ["DNS:app.example"], signedBy: ca });
+    const { port, names } = await startSecure(t, certificate);
+    const dns = await startDns(t, ["127.0.0.1"]);
+    const statusOf = async (host: string) => {
+      const targets = [`https://${host}:${port}`];
+      const upstream = { targets, tls: { ca: ca.cert }, resolve: { servers: [dns.address] }, health: { path: "/" } };
+      const gateway = await startGateway(t, { routes: [{ upstream, session: "none" }] });
+      await until(async () => (await shown(gateway)).targets[0]?.endpoints[0]?.lastCheck);
+      const { ok, detail } = (await shown(gateway)).targets[0]?.endpoints[0]?.lastCheck ?? {};
+      return [(await ask(gateway.url, { headers: { host: "app.example" } })).status, ok, detail];
+    };
+    t.same(await statusOf("app.example"), [200, true, "status 200"]);
+    t.same([...new Set(names)], ["app.example"]);
+    t.same(await statusOf("other.example"), [502, false, "tls_certificate_error"]);
+  },
+);
 
 t.test("an authority of one's own, by name and by address", async (t) => {
   const folder = await temporaryFolder(t);

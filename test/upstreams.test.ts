@@ -274,6 +274,27 @@ t.test(
   },
 );
 
+t.test("what is sent again differs in its traceparent alone, whatever the client's own headers say", async (t) => {
+  const [one, two] = (await startTargets(t, 2)) as [TestTarget, TestTarget];
+  const heads: (readonly string[])[] = [];
+  one.behaviour = (req, res) => {
+    heads.push(req.rawHeaders);
+    RESETTING(req, res);
+  };
+  two.behaviour = (req, res) => {
+    heads.push(req.rawHeaders);
+    WELL(req, res);
+  };
+  const gateway = await startGateway(t, balanced([one, two]));
+  const headers = { host: "app.example", "access-control-request-headers": "traceparent", connection: "close" };
+  t.equal((await ask(gateway.url, { method: "OPTIONS", headers })).body, `${two.port}`);
+  const [first = [], second = []] = heads;
+  const differing = second
+    .map((text, index) => (text === first[index] ? "" : (second[index - 1] ?? "")))
+    .filter(Boolean);
+  t.same(differing, ["traceparent"]);
+});
+
 t.test("answers from 500 on take a target out, if so configured", async (t) => {
   const [bad, good] = (await startTargets(t, 2)) as [TestTarget, TestTarget];
   bad.behaviour = FAILING;

@@ -70,11 +70,11 @@ export function readVerification(
   raw: readonly string[],
   exchange: Exchange,
 ): AskedAbout {
-  const { managed, alias, connection } = exchange.stripped ?? {};
-  if (managed || alias || connection)
+  const { managed, alias, connection, internal } = exchange.stripped ?? {};
+  if (managed || alias || connection || internal)
     throw new ProxyError(
       "http_request_denied",
-      "the request that is asked about carries an identity header, which only Coatcheck may say",
+      "the request that is asked about carries an identity header, or another that only Coatcheck may say",
     );
   const told = readTold(raw);
   const below = wire.pathAndQuery.slice(path.length);

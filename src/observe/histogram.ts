@@ -93,6 +93,13 @@ export class PathHistogram {
     return Promise.resolve({ name, help, type, aggregator, values });
   }
 
+  /** Every series that has these labels, whatever others it has. */
+  remove(labels: Readonly<Record<string, string | number>>): void {
+    const wanted = Object.entries(labels);
+    for (const [key, series] of this.#series)
+      if (wanted.every(([name, value]) => series.labels[name] === value)) this.#series.delete(key);
+  }
+
   reset(): void {
     this.#series.clear();
     this.#overflow = undefined;

@@ -11,9 +11,11 @@ import {
 } from "../core/limits.ts";
 import { FEED_STATES, type FeedState, type StoreCommand, type StoreFailure } from "../core/store.ts";
 import {
+  EJECTION_REASONS,
   type EjectionReason,
   QUEUE_REFUSALS,
   RETRY_REASONS,
+  RETURN_REASONS,
   type ReturnReason,
   type UpstreamAttempt,
   type UpstreamFigures,
@@ -23,6 +25,9 @@ import { WORKER_ENDS, WORKER_STATES, type WorkerEnd, type WorkerState } from "..
 import { PathHistogram, type Series } from "./histogram.ts";
 import { type MetricSnapshot, openMetricsRegistry, snapshotOf } from "./merged-metrics.ts";
 import { METRICS, type MetricDefinition, type MetricName } from "./names.ts";
+
+/** Of the targets of so many configurations, what was counted is kept: the last of it has yet to be scraped. */
+const REMEMBERED_CONFIGS = 10;
 
 const FIRST = { secret: "first" };
 const OLDER = { secret: "older" };
@@ -59,6 +64,8 @@ export class Metrics {
   readonly #queueWait = this.#histogram("coatcheck_upstream_queue_wait_seconds").add("", {});
   readonly #queueRefused = this.#counter("coatcheck_upstream_queue_refused_total");
   #upstreamFigures: () => readonly UpstreamFigures[] = () => [];
+  /** `host:port` of the targets of the last configurations, those in effect last. */
+  readonly #targets: ReadonlySet<string>[] = [];
   readonly #operations = this.#counter("coatcheck_session_operations_total");
   readonly #operationDuration = this.#histogram("coatcheck_session_operation_duration_seconds");
   readonly #commandDuration = this.#histogram("db_client_operation_duration_seconds");
@@ -238,6 +245,29 @@ export class Metrics {
   /** @param figures asked at each scrape. */
   watchUpstreams(figures: () => readonly UpstreamFigures[]): void {
     this.#upstreamFigures = figures;
+    this.#rememberTargets();
+  }
+
+  #rememberTargets(): void {
+    this.#targets.push(
+      new Set(this.#upstreamFigures().flatMap(({ targets }) => targets.map(({ address }) => address))),
+    );
+    if (this.#targets.length <= REMEMBERED_CONFIGS) return;
+    for (const address of this.#targets.shift() ?? [])
+      if (!this.#targets.some((known) => known.has(address))) this.#forgetTarget(address);
+  }
+
+  /** Where targets come and go with each reload, their series would grow without end, and leave no room for new ones. */
+  #forgetTarget(address: string): void {
+    const labels = serverLabels(address);
+    this.#upstreams.delete(address);
+    this.#clientDuration.remove(labels);
+    for (const reason of RETRY_REASONS) this.#upstreamRetries.remove({ ...labels, reason });
+    for (const reason of EJECTION_REASONS) this.#ejections.remove({ ...labels, reason });
+    for (const reason of RETURN_REASONS) this.#returns.remove({ ...labels, reason });
+    for (const result of ["ok", "failed"]) this.#healthChecks.remove({ ...labels, result });
+    for (const result of ["changed", "failed"]) this.#nameResolutions.remove({ ...labels, result });
+    for (const counter of [this.#spared, this.#retriesRefused]) counter.remove(labels);
   }
 
   #showUpstreams(): void {
@@ -452,6 +482,7 @@ export class Metrics {
     this.#reloads.inc({ result: "applied" });
     this.#restartNeeded.set(restartNeeded);
     this.#configurationApplied();
+    this.#rememberTargets();
   }
 
   reloadRefused(): void {

@@ -32,8 +32,12 @@ const BODILESS_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "DELETE", 
  */
 const SAFE_METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "OPTIONS"]);
 
-/** Failures that say nothing of the target: the client's, and our own. */
-const NO_STRIKES: ReadonlySet<ErrorCode> = new Set(["http_request_error", "proxy_internal_error"]);
+/** Failures that say nothing of the target: the client's, and our own, such as no file descriptor left. */
+const NO_STRIKES: ReadonlySet<ErrorCode> = new Set([
+  "http_request_error",
+  "proxy_internal_error",
+  "connection_limit_reached",
+]);
 
 export interface ForwardRequest {
   readonly upstream: Upstream;
@@ -436,13 +440,14 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
   }
 
   onResponseEnd(): void {
+    // Whatever becomes of the answer: undici has nothing more to tell of it.
+    this.#giveBack();
     if (this.#held) {
       this.#endedWhileHeld = true;
       return;
     }
     this.#done = true;
     this.#exchange.upstreamEndMs = this.#exchange.elapsedMs();
-    this.#giveBack();
     if (this.#request.wantsTrailers) this.#addTrailers();
     if (this.#whole === undefined) this.#res.end();
     else this.#res.end(this.#whole.toString("latin1"), "latin1");
@@ -581,8 +586,9 @@ function rawHeaders(controller: Dispatcher.DispatchController | undefined): read
 
 /** Each attempt is a span of its own, and what the application says belongs to the one that it answered. */
 function replaceTraceParent(fields: string[], { traceId, upstreamSpanId, sampled }: Exchange): void {
-  const at = fields.indexOf("traceparent");
-  if (at !== -1 && upstreamSpanId !== undefined) fields[at + 1] = formatTraceParent(traceId, upstreamSpanId, sampled);
+  if (upstreamSpanId === undefined) return;
+  for (let i = 0; i < fields.length; i += 2)
+    if (fields[i] === "traceparent") fields[i + 1] = formatTraceParent(traceId, upstreamSpanId, sampled);
 }
 
 function removeContentLength(fields: string[]): void {
