@@ -8,7 +8,7 @@ import { startDns } from "../support/dns.ts";
 import { eventually, temporaryFolder } from "../support/resources.ts";
 import type { Teardown } from "../support/servers.ts";
 import { type Behaviour, startTargets, TestTarget } from "../support/targets.ts";
-import { type Counts, count, logIn, noCounts, type Sent, type Verdict } from "../support/traffic.ts";
+import { type Counts, count, logIn, noCounts, type Particulars, type Verdict } from "../support/traffic.ts";
 import { type Instance, OBSERVE, startApp, startInstance, USERS, underLoad, versions } from "./scenarios.ts";
 
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -19,7 +19,7 @@ async function end(instance: Instance): Promise<number | string> {
 }
 
 /** A request that got no good answer. */
-interface Lost extends Sent {
+interface Lost extends Particulars {
   readonly sentAt: number;
   readonly endedAt: number;
 }
@@ -27,8 +27,8 @@ interface Lost extends Sent {
 /** Collects what was lost. */
 function losses() {
   const lost: Lost[] = [];
-  const onAnswer = (verdict: Verdict, sentAt: number, tookMs: number, sent: Sent) => {
-    if (verdict !== "served") lost.push({ ...sent, sentAt, endedAt: sentAt + tookMs });
+  const onAnswer = (verdict: Verdict, sentAt: number, tookMs: number, of: Particulars) => {
+    if (verdict !== "served") lost.push({ ...of, sentAt, endedAt: sentAt + tookMs });
   };
   return { lost, onAnswer };
 }
@@ -52,6 +52,8 @@ export async function workersKilled(t: Teardown, { kills, everyMs }: { kills: nu
       const { pid } = started().findLast(({ worker }) => worker === 1 + (i % 2)) ?? {};
       // Stopped first, so that nothing comes or goes between the look and the end.
       process.kill(Number(pid), "SIGSTOP");
+      const stateOf = () => readFile(`/proc/${pid}/status`, "utf8");
+      await eventually("it stands still", async () => /^State:\s+T/m.test(await stateOf()));
       const ports = await clientPortsOf(Number(pid), instance.port);
       killed.push({ at: performance.now(), ports });
       process.kill(Number(pid), "SIGKILL");
@@ -155,10 +157,13 @@ export async function flappingTarget(t: Teardown, { seconds, everyMs }: { second
     slow: { path: paths("post"), method: "POST", onAnswer: posts.onAnswer },
   } as const;
   const outcome = await underLoad(instance.url, visitors, act, loads);
-  // A connection that is cut may get a request before the gateway hears of it; what the other target had is no excuse.
+  // On a connection that is being cut a request may be sent until the gateway hears of it. One whose connection was refused
+  // was not sent, and what arrived at the other target did so for good.
   const atOther = new Set(other.requests);
-  const isInjected = ({ path, sentAt, endedAt }: Lost) =>
-    !atOther.has(`POST ${path}`) && killed.some((at) => sentAt < at + 500 && endedAt > at);
+  const isInjected = ({ path, proxyStatus, sentAt, endedAt }: Lost) =>
+    proxyStatus === "coatcheck; error=connection_terminated" &&
+    !atOther.has(`POST ${path}`) &&
+    killed.some((at) => sentAt < at + 500 && endedAt > at);
   const arrived = [...flapping.requests, ...other.requests].filter((line) => line.startsWith("POST /post/"));
   return {
     ...outcome,
@@ -184,7 +189,7 @@ export async function slowTarget(t: Teardown, { seconds }: { seconds: number }) 
     return (counts[0] ?? 0) / counts.reduce((sum, n) => sum + n);
   };
   const answers: { path: string; verdict: Verdict; tookMs: number }[] = [];
-  const onAnswer = (verdict: Verdict, _: number, tookMs: number, { path }: Sent) =>
+  const onAnswer = (verdict: Verdict, _: number, tookMs: number, { path }: Particulars) =>
     void answers.push({ path, verdict, tookMs });
   let [shareBefore, shareAfter] = [0, 0];
   const load = { path: paths("get"), onAnswer };

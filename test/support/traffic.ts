@@ -20,7 +20,7 @@ export interface TrafficOptions {
   /** Ends the load; requests under way are waited for. */
   readonly signal?: AbortSignal;
   /** Told of each answer. @param sentAt by `performance.now()`. */
-  readonly onAnswer?: (verdict: Verdict, sentAt: number, tookMs: number, sent: Sent) => void;
+  readonly onAnswer?: (verdict: Verdict, sentAt: number, tookMs: number, of: Particulars) => void;
   /** Default `GET`. */
   readonly method?: "GET" | "POST";
   /** Default `/`. Its upstream has to echo the headers as JSON: `startIdentityApp`, or `startApp` for few requests. */
@@ -32,10 +32,12 @@ export interface TrafficOptions {
 }
 
 /** Tells one request from the others. */
-export interface Sent {
+export interface Particulars {
   readonly path: string;
   /** Of the connection, on this side; 0 if there never was one. */
   readonly localPort: number;
+  /** Field of the answer. */
+  readonly proxyStatus: string;
 }
 
 /** Each request is exactly one of `served`, `outages`, `wrong`, `loggedOut`, `hung` and `failed`. */
@@ -72,6 +74,7 @@ interface Answer {
   readonly status: number;
   readonly cookieCleared: boolean;
   readonly localPort: number;
+  readonly proxyStatus: string;
 }
 
 /** Runs the load to its end; what happens to the gateway in the meantime is the test's affair. */
@@ -92,7 +95,7 @@ export async function traffic(gatewayUrl: string, options: TrafficOptions): Prom
     const sentAt = performance.now();
     const answer = await visit(gatewayUrl, visitor, { ...options, agent, path });
     const tookMs = performance.now() - sentAt;
-    options.onAnswer?.(answer.verdict, sentAt, tookMs, { path, localPort: answer.localPort });
+    options.onAnswer?.(answer.verdict, sentAt, tookMs, { ...answer, path });
     const second = Math.floor((sentAt - began) / 1000);
     while (perSecond.length <= second) perSecond.push(noCounts());
     for (const counts of [total, perSecond[second] ?? total]) count(counts, answer.verdict, tookMs);
@@ -133,7 +136,8 @@ interface Visit {
 function visit(url: string, visitor: Visitor, { agent, method, path, hungAfterMs = 10_000 }: Visit): Promise<Answer> {
   return new Promise((resolve) => {
     let localPort = 0;
-    const none = (verdict: Verdict) => resolve({ verdict, status: 0, cookieCleared: false, localPort });
+    const none = (verdict: Verdict) =>
+      resolve({ verdict, status: 0, cookieCleared: false, localPort, proxyStatus: "" });
     const headers = { cookie: visitor.cookie };
     const req = request(url + path, { agent, method, headers }, (res) => {
       let body = "";
@@ -167,7 +171,8 @@ function judge(res: IncomingMessage, body: string, { userId, cookie }: Visitor):
   const { statusCode: status = 0, headers } = res;
   const name = `${cookie.split("=", 1)[0]}=`;
   const cookieCleared = (headers["set-cookie"] ?? []).some((field) => field.startsWith(name) && clears(field));
-  return { verdict: verdictOf(status, body, userId), status, cookieCleared };
+  const proxyStatus = String(headers["proxy-status"] ?? "");
+  return { verdict: verdictOf(status, body, userId), status, cookieCleared, proxyStatus };
 }
 
 function verdictOf(status: number, body: string, userId: string): Verdict {
