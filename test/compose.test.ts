@@ -113,7 +113,7 @@ t.test("the gateway's configuration has what it names, and names what is there",
   for (const name of Object.keys(environment))
     t.ok(names.includes(name) || /^OTEL_(SERVICE_NAME|EXPORTER_OTLP_ENDPOINT)$/.test(name), `${name} is used`);
   const addresses = [
-    ...settings.routes.flatMap(({ upstream }) => upstream?.targets ?? []),
+    ...settings.routes.flatMap(({ upstream }) => upstream?.targets.map(({ url }) => url) ?? []),
     String(settings.store),
     environment.OTEL_EXPORTER_OTLP_ENDPOINT ?? "",
     ...parse(read("compose/datasources.yaml")).datasources.map(({ url }: { url: string }) => url),

@@ -61,7 +61,12 @@ t.test("a dump says what was built, set, seen and logged", async (t) => {
     settings: {
       session: { idleTimeout: "30m", cookie: { name: "session", secrets: [`*** (${SECRET.length} characters)`] } },
       routes: [
-        { match: { path: "/" }, upstream: { targets: [app.url] }, session: "optional", write: ["user", "cart"] },
+        {
+          match: { path: "/" },
+          upstream: { targets: [{ url: app.url, weight: 1 }] },
+          session: "optional",
+          write: ["user", "cart"],
+        },
       ],
     },
     observe: { log: { level: "fatal", access: "all" }, traces: { ratio: 0.01 } },
