@@ -8,15 +8,15 @@ import { ask } from "../support/client.ts";
 import { command, type Running } from "../support/command.ts";
 import { end, eventually, freePort, isRunning, spawnServer, temporaryFolder } from "../support/resources.ts";
 import { startHttp, startRedis, type Teardown } from "../support/servers.ts";
-import { logIn, type TrafficReport, traffic } from "../support/traffic.ts";
+import { logIn, type TrafficOptions, type TrafficReport, traffic, type Visitor } from "../support/traffic.ts";
 
 const SECRETS = ["hunter2hunter2hunter2hunter2hunter2", "hunter3hunter3hunter3hunter3hunter3"] as const;
 /** Longer than the time between two reloads. */
 const SLOW_MS = 1_500;
 /** So many connections with requests that are answered at once, and so many with slow ones. */
 const QUICK = 12;
-const SLOW = 8;
-const USERS = 20;
+export const SLOW = 8;
+export const USERS = 20;
 
 export interface Outcome {
   readonly quick: TrafficReport;
@@ -26,7 +26,7 @@ export interface Outcome {
 }
 
 /** Echoes the user that it was told; `/slow` takes its time, half of it after the head. */
-async function startApp(t: Teardown): Promise<string> {
+export async function startApp(t: Teardown): Promise<string> {
   const { port } = await startHttp(t, async (req, res) => {
     let body = "";
     for await (const piece of req.setEncoding("latin1")) body += piece;
@@ -44,7 +44,7 @@ async function startApp(t: Teardown): Promise<string> {
   return `http://127.0.0.1:${port}`;
 }
 
-interface Instance {
+export interface Instance {
   readonly url: string;
   readonly adminPort: number;
   readonly port: number;
@@ -55,7 +55,7 @@ interface Instance {
   start(): Promise<void>;
 }
 
-async function startInstance(t: Teardown, settings: object): Promise<Instance> {
+export async function startInstance(t: Teardown, settings: object): Promise<Instance> {
   const [port, adminPort] = [await freePort(), await freePort()];
   const file = join(await temporaryFolder(t), "coatcheck.yaml");
   const listen = { host: "127.0.0.1", port };
@@ -84,14 +84,19 @@ async function startInstance(t: Teardown, settings: object): Promise<Instance> {
 }
 
 /** Nothing of the rest is of interest, and a line for each request would cost most of the time. */
-const OBSERVE = { log: { access: "errors" }, traces: { ratio: 0 } };
+export const OBSERVE = { log: { access: "errors" }, traces: { ratio: 0 } };
 
 /** Two loads until `done`. */
-async function underLoad(url: string, visitors: Parameters<typeof traffic>[1]["cookies"], act: () => Promise<number>) {
+export async function underLoad(
+  url: string,
+  visitors: readonly Visitor[],
+  act: () => Promise<number>,
+  { quick: ofQuick, slow: ofSlow }: { quick?: Partial<TrafficOptions>; slow?: Partial<TrafficOptions> } = {},
+): Promise<Outcome> {
   const done = new AbortController();
   const options = { cookies: visitors, forMs: 600_000, signal: done.signal };
-  const quick = traffic(url, { ...options, connections: QUICK });
-  const slow = traffic(url, { ...options, connections: SLOW, path: "/slow" });
+  const quick = traffic(url, { ...options, connections: QUICK, ...ofQuick });
+  const slow = traffic(url, { ...options, connections: SLOW, path: "/slow", ...ofSlow });
   let times: number;
   try {
     times = await act();
@@ -102,7 +107,7 @@ async function underLoad(url: string, visitors: Parameters<typeof traffic>[1]["c
 }
 
 /** What each reload changes: where requests go, what the application is told, and which secrets sign. */
-function versions(apps: readonly string[]): object[] {
+export function versions(apps: readonly string[]): object[] {
   const route = (upstream: string) => ({ upstream, session: "optional", write: ["user"] });
   const cookie = (...secrets: string[]) => ({ cookie: { name: "session", secure: false, secrets } });
   const [one = "", two = ""] = apps;

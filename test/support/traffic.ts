@@ -1,5 +1,6 @@
 /** A load on a gateway that judges every answer: was it served, refused for an outage, or somebody else's? */
 import { Agent, type IncomingMessage, request } from "node:http";
+import type { Socket } from "node:net";
 import { ask, cookiePair } from "./client.ts";
 import { startHttp, type Teardown } from "./servers.ts";
 
@@ -19,13 +20,24 @@ export interface TrafficOptions {
   /** Ends the load; requests under way are waited for. */
   readonly signal?: AbortSignal;
   /** Told of each answer. @param sentAt by `performance.now()`. */
-  readonly onAnswer?: (verdict: Verdict, sentAt: number, tookMs: number) => void;
+  readonly onAnswer?: (verdict: Verdict, sentAt: number, tookMs: number, of: Particulars) => void;
+  /** Default `GET`. */
+  readonly method?: "GET" | "POST";
   /** Default `/`. Its upstream has to echo the headers as JSON: `startIdentityApp`, or `startApp` for few requests. */
-  readonly path?: string;
+  readonly path?: string | (() => string);
   /** Between an answer and the next request of the same connection: leaves the cores to the gateway. Default 2. */
   readonly pauseMs?: number;
   /** A request without an answer for so long hangs, and is given up. Default 10,000. */
   readonly hungAfterMs?: number;
+}
+
+/** Tells one request from the others. */
+export interface Particulars {
+  readonly path: string;
+  /** Of the connection, on this side; 0 if there never was one. */
+  readonly localPort: number;
+  /** Field of the answer. */
+  readonly proxyStatus: string;
 }
 
 /** Each request is exactly one of `served`, `outages`, `wrong`, `loggedOut`, `hung` and `failed`. */
@@ -61,6 +73,8 @@ interface Answer {
   readonly verdict: Verdict;
   readonly status: number;
   readonly cookieCleared: boolean;
+  readonly localPort: number;
+  readonly proxyStatus: string;
 }
 
 /** Runs the load to its end; what happens to the gateway in the meantime is the test's affair. */
@@ -77,17 +91,14 @@ export async function traffic(gatewayUrl: string, options: TrafficOptions): Prom
   const once = async () => {
     const visitor = cookies[next++ % cookies.length];
     if (visitor === undefined) throw new TypeError("traffic needs a visitor at least");
+    const path = typeof options.path === "function" ? options.path() : (options.path ?? "/");
     const sentAt = performance.now();
-    const answer = await visit(gatewayUrl, visitor, { ...options, agent });
+    const answer = await visit(gatewayUrl, visitor, { ...options, agent, path });
     const tookMs = performance.now() - sentAt;
-    options.onAnswer?.(answer.verdict, sentAt, tookMs);
+    options.onAnswer?.(answer.verdict, sentAt, tookMs, { ...answer, path });
     const second = Math.floor((sentAt - began) / 1000);
     while (perSecond.length <= second) perSecond.push(noCounts());
-    for (const counts of [total, perSecond[second] ?? total]) {
-      counts.requests++;
-      counts[answer.verdict]++;
-      counts.longestMs = Math.max(counts.longestMs, tookMs);
-    }
+    for (const counts of [total, perSecond[second] ?? total]) count(counts, answer.verdict, tookMs);
     statuses[answer.status] = (statuses[answer.status] ?? 0) + 1;
     if (answer.cookieCleared) cookiesCleared++;
   };
@@ -105,27 +116,45 @@ export async function traffic(gatewayUrl: string, options: TrafficOptions): Prom
   return { ...total, cookiesCleared, statuses, perSecond };
 }
 
-function noCounts(): Counts {
+export function count(counts: Counts, verdict: Verdict, tookMs: number): void {
+  counts.requests++;
+  counts[verdict]++;
+  counts.longestMs = Math.max(counts.longestMs, tookMs);
+}
+
+export function noCounts(): Counts {
   return { requests: 0, served: 0, outages: 0, wrong: 0, loggedOut: 0, hung: 0, failed: 0, longestMs: 0 };
 }
 
 interface Visit {
   readonly agent: Agent;
-  readonly path?: string;
+  readonly method?: string;
+  readonly path: string;
   readonly hungAfterMs?: number;
 }
 
-function visit(url: string, visitor: Visitor, { agent, path = "/", hungAfterMs = 10_000 }: Visit): Promise<Answer> {
+function visit(url: string, visitor: Visitor, { agent, method, path, hungAfterMs = 10_000 }: Visit): Promise<Answer> {
   return new Promise((resolve) => {
-    const none = (verdict: Verdict) => resolve({ verdict, status: 0, cookieCleared: false });
-    const req = request(url + path, { agent, headers: { cookie: visitor.cookie } }, (res) => {
+    let localPort = 0;
+    const none = (verdict: Verdict) =>
+      resolve({ verdict, status: 0, cookieCleared: false, localPort, proxyStatus: "" });
+    const headers = { cookie: visitor.cookie };
+    const req = request(url + path, { agent, method, headers }, (res) => {
       let body = "";
       res.setEncoding("utf8");
       res.on("data", (piece) => {
         body += piece;
       });
-      res.on("end", () => resolve(judge(res, body, visitor)));
+      res.on("end", () => resolve({ ...judge(res, body, visitor), localPort }));
       res.on("error", () => none("failed"));
+    });
+    // A socket that is closed has no port any more.
+    const noteTheSocket = (socket: Socket) => {
+      localPort = socket.localPort ?? 0;
+    };
+    req.on("socket", (socket) => {
+      if (socket.connecting) socket.once("connect", () => noteTheSocket(socket));
+      else noteTheSocket(socket);
     });
     // Whatever comes afterwards finds the promise resolved.
     const timer = setTimeout(() => {
@@ -138,11 +167,12 @@ function visit(url: string, visitor: Visitor, { agent, path = "/", hungAfterMs =
   });
 }
 
-function judge(res: IncomingMessage, body: string, { userId, cookie }: Visitor): Answer {
+function judge(res: IncomingMessage, body: string, { userId, cookie }: Visitor): Omit<Answer, "localPort"> {
   const { statusCode: status = 0, headers } = res;
   const name = `${cookie.split("=", 1)[0]}=`;
   const cookieCleared = (headers["set-cookie"] ?? []).some((field) => field.startsWith(name) && clears(field));
-  return { verdict: verdictOf(status, body, userId), status, cookieCleared };
+  const proxyStatus = String(headers["proxy-status"] ?? "");
+  return { verdict: verdictOf(status, body, userId), status, cookieCleared, proxyStatus };
 }
 
 function verdictOf(status: number, body: string, userId: string): Verdict {
