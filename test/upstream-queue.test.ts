@@ -18,6 +18,7 @@ import {
   type TestTarget,
   WELL,
 } from "./support/targets.ts";
+import { startWebSocketApp } from "./support/websockets.ts";
 
 /** Targets that answer when they are told to. */
 function hold(targets: readonly TestTarget[]): (() => void)[] {
@@ -167,6 +168,23 @@ t.test("a WebSocket has a connection for as long as it lasts, and its target by 
   sockets[1]?.close();
   await until(async () => (await counted(gateway, "coatcheck_upstream_connections_in_use")) === 0);
   t.equal(targets.length, 2);
+});
+
+t.test("WebSockets shut nobody out where no limit is set", async (t) => {
+  const app = await startWebSocketApp(t, { greets: false });
+  const gateway = await startGateway(t, { upstream: app.url });
+  const sockets: WebSocket[] = [];
+  t.teardown(() => {
+    for (const socket of sockets) socket.terminate();
+  });
+  const open = async () => {
+    const socket = new WebSocket(gateway.url.replace("http", "ws"));
+    sockets.push(socket);
+    await once(socket, "open");
+  };
+  for (let i = 0; i < 21; i++) await Promise.all(Array.from({ length: 50 }, open));
+  t.equal(await counted(gateway, "coatcheck_upstream_connections_in_use"), 1050, "more than requests at a time");
+  t.equal((await ask(gateway.url)).status, 200);
 });
 
 t.test(

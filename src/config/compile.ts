@@ -178,6 +178,9 @@ function compileListenTls({ hsts, redirectFrom, ...tls }: NonNullable<Settings["
   };
 }
 
+/** Requests; a WebSocket lasts for hours, and a number that nobody has chosen must not shut people out. */
+const DEFAULT_MAX_CONNECTIONS = 1024;
+
 function compileUpstream(upstream: NonNullable<Settings["routes"][number]["upstream"]>): UpstreamConfig {
   const { targets, balance, timeouts, maxConnections, queue, health, ejection, retries, resolve, tls } = upstream;
   // One target that is not resolved: there is nothing to choose, to take out, or to try instead.
@@ -188,7 +191,8 @@ function compileUpstream(upstream: NonNullable<Settings["routes"][number]["upstr
     connectTimeoutMs: ms(timeouts.connect),
     firstByteTimeoutMs: ms(timeouts.firstByte),
     idleTimeoutMs: ms(timeouts.idle),
-    maxConnections,
+    maxConnections: maxConnections ?? DEFAULT_MAX_CONNECTIONS,
+    limitsWebSockets: maxConnections !== undefined,
     queue: { size: queue.size, timeoutMs: ms(queue.timeout) },
     health: health && {
       path: health.path,

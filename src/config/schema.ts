@@ -480,8 +480,10 @@ const upstreamSettings = z
       .describe("How long a target that comes back takes to get its whole share again; `0s`: at once."),
     retries,
     maxConnections: whole(1, 65_535)
-      .default(1024)
-      .describe("Requests and WebSockets that a target, or each address of it, has at a time."),
+      .optional()
+      .describe(
+        "Requests and WebSockets that a target, or each address of it, has at a time; absent: 1024 requests, and as many WebSockets as come.",
+      ),
     queue: z
       .strictObject({
         size: whole(0, 65_535).default(1024).describe("How many requests wait for a connection; one more gets 503."),

@@ -74,8 +74,9 @@ export interface UpstreamSettings {
   readonly firstByteTimeoutMs: number;
   /** Between two pieces of content, in either direction. */
   readonly idleTimeoutMs: number;
-  /** To each address of a target: requests under way, and WebSockets. */
+  /** To each address of a target: requests under way, and WebSockets if `limitsWebSockets`. */
   readonly maxConnections: number;
+  readonly limitsWebSockets: boolean;
   readonly queue: { readonly size: number; readonly timeoutMs: number };
   /** Absent: no active checks. */
   readonly health: HealthSettings | undefined;

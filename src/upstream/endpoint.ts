@@ -29,7 +29,7 @@ export interface Target {
 
 export type EndpointSettings = Pick<
   UpstreamSettings,
-  "connectTimeoutMs" | "firstByteTimeoutMs" | "idleTimeoutMs" | "maxConnections" | "slowStartMs"
+  "connectTimeoutMs" | "firstByteTimeoutMs" | "idleTimeoutMs" | "maxConnections" | "limitsWebSockets" | "slowStartMs"
 >;
 
 const MAX_RESPONSE_HEAD_BYTES = 64 * 1024;
@@ -50,6 +50,8 @@ export class Endpoint implements Candidate {
   readonly peer: string | undefined;
   readonly seed: number;
   active = 0;
+  /** Of `active`. */
+  webSockets = 0;
   credit = 0;
   /** Health checks, as far as they have come; without any it is healthy. */
   isHealthy = true;
@@ -132,7 +134,8 @@ export class Endpoint implements Candidate {
 
   /** Whether another request may have a connection. */
   get isFree(): boolean {
-    return this.active < this.#settings.maxConnections;
+    const { maxConnections, limitsWebSockets } = this.#settings;
+    return this.active - (limitsWebSockets ? 0 : this.webSockets) < maxConnections;
   }
 
   /**

@@ -355,7 +355,11 @@ class ForwardAttempt implements Dispatcher.DispatchHandler, Applicant {
     this.#endpoint = undefined;
     if (endpoint !== undefined) {
       // A WebSocket has a connection for as long as it lasts.
-      socket.once("close", () => this.#request.upstream.release(endpoint));
+      endpoint.webSockets++;
+      socket.once("close", () => {
+        endpoint.webSockets--;
+        this.#request.upstream.release(endpoint);
+      });
       this.#request.upstream.answered(endpoint, status);
     }
     this.#headSeen = true;
