@@ -333,6 +333,9 @@ t.test("a value of a wrong kind: what is wanted, in plain words", (t) => {
 t.test("YAML that cannot be read", async (t) => {
   t.match(problemsOf("a: [1"), [/ at line 1, column \d+$/]);
   t.match(problemsOf("a: 1\na: 2"), [/unique/]);
+  t.match(problemsOf("store: memory:"), [
+    /put a text that ends with one in quotes, such as "memory:" at line 1, column \d+$/,
+  ]);
   const alias = problemsOf(`admin: { token: *hunter2 }\n${MINIMAL}`);
   t.match(alias, [/an alias \(\*name\) leads nowhere/]);
   t.notMatch(alias.join(), "hunter2");

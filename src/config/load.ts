@@ -34,8 +34,9 @@ export function loadConfigText(text: string, environment: Environment, source = 
   return loadConfig(plainValueOf(document, source) ?? {}, environment, source);
 }
 
-/** Errors of which the parser quotes what stands there: a secret perhaps, behind a tab or a bracket too many. */
-const QUOTING: Readonly<Partial<Record<YAMLParseError["code"], string>>> = {
+/** Errors of which the parser quotes what stands there, a secret perhaps; and those that it says in words of its own trade. */
+const OWN_WORDS: Readonly<Partial<Record<YAMLParseError["code"], string>>> = {
+  BLOCK_AS_IMPLICIT_KEY: 'a second colon in one line; put a text that ends with one in quotes, such as "memory:"',
   UNEXPECTED_TOKEN: "here is something that YAML has no place for",
   BAD_DQ_ESCAPE: 'an escape that YAML does not know; write \\\\ for a backslash between "',
   BAD_DIRECTIVE: "a directive (%…) that YAML does not know",
@@ -43,7 +44,7 @@ const QUOTING: Readonly<Partial<Record<YAMLParseError["code"], string>>> = {
 };
 
 function syntaxProblem({ code, message, linePos }: YAMLParseError): string {
-  const inOwnWords = QUOTING[code];
+  const inOwnWords = OWN_WORDS[code];
   // The lines below the first, which a colon announces, show the place in the file.
   if (inOwnWords === undefined) return (message.split("\n")[0] ?? "not YAML").replace(/:$/, "");
   const [at] = linePos ?? [];
